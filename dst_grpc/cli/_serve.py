@@ -114,7 +114,7 @@ def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_set
     from dst_grpc.rpc.parts import StartupError
     from dst_grpc.rpc.process import serve
     from dst_grpc.rpc.settings_sources import Given, SettingsError, wanted_log_format
-    from dst_grpc.rpc.supervisor import supervise
+    from dst_grpc.rpc.supervisor import say_ready, supervise
 
     # An option that may be repeated is an empty list, not None, if it is not given.
     options = {name: value for name, value in flags.items() if value != []}
@@ -130,8 +130,8 @@ def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_set
             _say_problems(problems_of(settings))
             return
         if settings.devices:
-            raise typer.Exit(supervise(settings, on_ready=_say_ready))
-        serve(settings, on_ready=_say_ready)
+            raise typer.Exit(supervise(settings, on_ready=say_ready))
+        serve(settings, on_ready=say_ready)
     except SettingsError as error:
         _fail_to_start(str(error), log_format, code=2)
     except StartupError as error:
@@ -153,13 +153,6 @@ def _say_problems(problems: list[str]) -> None:
         count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
         fail("\n  ".join([f"{count}:", *problems]), code=1)
     typer.echo("the settings, and all that they name, can be used")
-
-
-def _say_ready(address: str) -> None:
-    # The only line on stdout: programs that start the server wait for it, and read the port from it. Logs are on
-    # stderr.
-    typer.echo(f"dst-grpc is ready at {address}")
-    sys.stdout.flush()
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dst_grpc.observability.logs import start_error
 from dst_grpc.rpc.parts import StartupError
 from dst_grpc.rpc.process import serve
 from dst_grpc.rpc.settings import Settings
-from dst_grpc.rpc.supervisor import READY
+from dst_grpc.rpc.supervisor import say_ready
 
 _STANDARD_INPUT = 0
 
@@ -23,14 +23,9 @@ def main() -> None:
         settings = Settings.model_validate_json(told.readline())
     threading.Thread(target=_drain_without_supervisor, name="dst-supervisor", daemon=True).start()
     try:
-        serve(settings, on_ready=_say_ready)
+        serve(settings, on_ready=say_ready)
     except StartupError as error:
         sys.exit(start_error(str(error), settings.log_format))
-
-
-def _say_ready(address: str) -> None:
-    sys.stdout.write(f"{READY}{address}\n")
-    sys.stdout.flush()
 
 
 def _drain_without_supervisor() -> None:

@@ -26,11 +26,10 @@ from dst_grpc.rpc.hangups import Hangups
 from dst_grpc.rpc.service_manager import ServiceManager
 from dst_grpc.rpc.settings import UNIX_PREFIX, Settings
 
-READY: Final = "dst-grpc is ready at "
-"""What a process writes to standard output before its address, once it serves."""
 COMMAND: Final = (sys.executable, "-m", "dst_grpc.rpc.device_process")
 """What runs a process: it takes its settings as a line of JSON from standard input, and drains when that ends."""
 
+_READY = "dst-grpc is ready at "
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a process that ended is started again; twice as many each time, until it has served for the latter."""
 _STOP_SECONDS = 15.0
@@ -40,6 +39,13 @@ _OF_THE_SUPERVISOR = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 """What the system's service manager gives to the supervisor alone."""
 
 _log = logging.getLogger(__name__)
+
+
+def say_ready(address: str) -> None:
+    """Write that it serves at *address*, for programs that start it, a supervisor among them; nothing else is written
+    to standard output."""
+    sys.stdout.write(f"{_READY}{address}\n")
+    sys.stdout.flush()
 
 
 @dataclass(frozen=True)
@@ -260,8 +266,8 @@ class _Kept:
 
     async def _read_output(self, process: Process) -> None:
         async for line in _lines(process.stdout):
-            if line.startswith(READY):
-                self._ready(line.removeprefix(READY))
+            if line.startswith(_READY):
+                self._ready(line.removeprefix(_READY))
             else:
                 self._pass_on(line)
 
