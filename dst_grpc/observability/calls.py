@@ -29,10 +29,10 @@ class ItemInfo:
     """The client's own id for it."""
     timeline: Timeline
     """What becomes of it."""
-    started_at: float = field(default_factory=time.perf_counter)
-    """Reading of the performance counter, in seconds, when it was read."""
+    started_at: float = field(default_factory=time.monotonic)
+    """Reading of `time.monotonic`, in seconds, when it was read."""
     first_put_at: float | None = None
-    """Reading of the performance counter when the first message of its answer was made, and had room to wait."""
+    """Reading of `time.monotonic` when the first message of its answer was made, and had room to wait."""
     received_bytes: int = 0
     """Bytes of its message."""
     sent_bytes: int = 0
@@ -59,14 +59,15 @@ class CallInfo:
     """The span of the caller that it belongs to; None if the caller says nothing of one."""
     timeline: Timeline = field(default_factory=Timeline)
     """What becomes of its request."""
-    on_item: Callable[[ItemInfo, CallOutcome], object] = lambda _item, _outcome: None
-    """Tells observers that a request of the call, which is a stream, was answered."""
+    observers: Sequence[CallObserver] = ()
+    """Who observes it."""
     caller: Caller = NOBODY
     """Who it comes from, once that is known."""
-    still_allowed: Callable[[], object] = bool
-    """Called at each message of the caller: raises one of our errors if the caller may no longer send any."""
-    started_at: float = field(default_factory=time.perf_counter)
-    """Reading of the performance counter, in seconds, when the call came in."""
+    check_allowed: Callable[[CallInfo], object] = bool
+    """Called with this call at each message of the caller: raises one of our errors if the caller may no longer send
+    any."""
+    started_at: float = field(default_factory=time.monotonic)
+    """Reading of `time.monotonic`, in seconds, when the call came in."""
     is_over: bool = False
     """Whether it has ended."""
     received_bytes: int = 0
@@ -74,11 +75,20 @@ class CallInfo:
     sent_bytes: int = 0
     """Bytes of response messages so far."""
     first_sent_at: float | None = None
-    """Reading of the performance counter when gRPC had taken the first message of a streamed answer."""
+    """Reading of `time.monotonic` when gRPC had taken the first message of a streamed answer; set at the end."""
     received_messages: int = 0
     """Request messages so far."""
     sent_messages: int = 0
     """Response messages so far."""
+
+    def still_allowed(self) -> None:
+        """Raise one of our errors if the caller may no longer send any message."""
+        self.check_allowed(self)
+
+    def on_item(self, item: ItemInfo, outcome: CallOutcome) -> None:
+        """Tell observers that a request of the call, which is a stream, was answered."""
+        for observer in self.observers:
+            observer.on_item(self, item, outcome)
 
     def values(self, key: str) -> list[str]:
         """The texts of the caller's metadata under *key*, in order."""

@@ -16,7 +16,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Final, Never, TypeAlias, TypeVar, cast
 
 import grpc
@@ -30,7 +30,7 @@ from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented, require
 from dst_grpc.failures import failure_of
-from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo, enter
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, enter
 from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.rpc.draining import draining_error
 from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
@@ -59,10 +59,7 @@ class ObservedContext:
         self.info: Final = info
         self.trailing_metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, info.request_id)]
         """What is sent with the status of the call, whatever that is."""
-        self._writing: float | None = None
-        """When the first message of a streamed answer was to be sent; None if none was."""
-        self._written = 0.0
-        """When the latest was taken."""
+        self._outbox: Outbox | None = None
 
     @property
     def caller(self) -> Caller:
@@ -73,30 +70,24 @@ class ObservedContext:
         """Anything else is that of gRPC's context."""
         return getattr(self.inner, name)
 
-    @cached_property
+    @property
     def outbox(self) -> Outbox:
         """The messages of a streamed answer."""
-        return self._unread.outbox(self.caller.name, self._write)
-
-    async def _write(self, data: bytes) -> None:
-        """Send *data*, once gRPC takes it, and note when."""
-        started = time.monotonic()
-        self._writing = started if self._writing is None else self._writing
-        await self.inner.write(self.counted(data))
-        self._written = time.monotonic()
-        if self.info.first_sent_at is None:
-            self.info.first_sent_at = time.perf_counter()
+        if self._outbox is None:
+            # What writes them does not refer to this context: it is gone with the call, and not left to be collected.
+            self._outbox = self._unread.outbox(self.caller.name, partial(_write, self.inner, self.info))
+        return self._outbox
 
     def note_writing(self) -> None:
         """Note on the timeline of the call how long its client took to take the answer, if it is a stream."""
-        if self._writing is not None:
-            self.info.timeline.note(Stage.WRITE, self._writing, max(self._written, self._writing))
+        outbox = self._outbox
+        if outbox is not None and outbox.begun_at is not None:
+            self.info.first_sent_at = outbox.first_taken_at
+            self.info.timeline.note(Stage.WRITE, outbox.begun_at, outbox.taken_at or outbox.begun_at)
 
     def counted(self, data: bytes) -> bytes:
         """*data*, the bytes of a response, counted."""
-        self.info.sent_messages += 1
-        self.info.sent_bytes += len(data)
-        return data
+        return _counted(self.info, data)
 
     def received(self, data: bytes) -> bytes:
         """*data*, the bytes of a request, counted."""
@@ -113,6 +104,18 @@ class ObservedContext:
         """
         self.info.still_allowed()
         return await self._reading.parsed(self._request_type, self.received(data))
+
+
+def _write(context: Context, info: CallInfo, data: bytes) -> Awaitable[None]:
+    """Send *data*, a message of a streamed answer."""
+    return context.write(_counted(info, data))
+
+
+def _counted(info: CallInfo, data: bytes) -> bytes:
+    """*data*, the bytes of a response, counted."""
+    info.sent_messages += 1
+    info.sent_bytes += len(data)
+    return data
 
 
 _Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
@@ -203,7 +206,7 @@ class MethodTable(grpc.GenericRpcHandler):
         """What observers are told of a call at its start."""
         metadata = _metadata(context)
         parent = trace_parent(metadata)
-        info = CallInfo(
+        return CallInfo(
             method=method,
             is_known=is_known,
             peer=context.peer(),
@@ -212,13 +215,8 @@ class MethodTable(grpc.GenericRpcHandler):
             request_id=request_id_of(metadata),
             trace_parent=parent,
             timeline=Timeline("" if parent is None else parent.trace_id),
+            observers=self._observers,
         )
-        info.on_item = partial(self._on_item, info)
-        return info
-
-    def _on_item(self, info: CallInfo, item: ItemInfo, outcome: CallOutcome) -> None:
-        for observer in self._observers:
-            observer.on_item(info, item, outcome)
 
     def _why_cancelled(self, stop: asyncio.CancelledError, task: asyncio.Task[Any], info: CallInfo) -> DstError | None:
         """What a call ends with that was cancelled; None if its client did that, or its deadline."""
@@ -286,7 +284,7 @@ class MethodTable(grpc.GenericRpcHandler):
 
 
 def _seconds_of(info: CallInfo) -> float:
-    return time.perf_counter() - info.started_at
+    return time.monotonic() - info.started_at
 
 
 def _tell_end(started: list[tuple[CallObserver, object]], context: ObservedContext, outcome: CallOutcome) -> None:

@@ -86,7 +86,7 @@ class Identity:
             return
         given = call.values("authorization") if self._rules.by_token else []
         if given:
-            call.still_allowed = partial(self._check_token, self._digest(given, call), call)
+            call.check_allowed = partial(self._check_token, self._digest(given, call))
             call.still_allowed()
         else:
             call.caller = self._by_certificate(call) or self._by_host(self._hosts.of(call))

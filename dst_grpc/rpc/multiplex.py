@@ -197,7 +197,7 @@ class Multiplexer(Generic[MessageT]):
                         async for answer in answers:
                             item.sent_bytes += len(answer)
                             await self._outbox.put(answer)
-                            item.first_put_at = item.first_put_at or time.perf_counter()
+                            item.first_put_at = item.first_put_at or time.monotonic()
                 finally:
                     del self._running[request_id]
         except TimeoutError as error:
@@ -229,7 +229,7 @@ class Multiplexer(Generic[MessageT]):
 
     def _end(self, item: ItemInfo, error: DstError | None, *, code: str | None = None) -> None:
         """Tell observers how *item* ended."""
-        self._call.on_item(item, outcome_of(error, time.perf_counter() - item.started_at, code=code))
+        self._call.on_item(item, outcome_of(error, time.monotonic() - item.started_at, code=code))
 
 
 def _too_late(item: Item) -> DeadlineExceeded:

@@ -11,6 +11,7 @@ All that a server streams passes through here. Used on the event loop only.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -139,6 +140,12 @@ class Outbox:
         self._delivering: asyncio.Task[None] | None = None
         """The task that delivers them; None while there is none, or if they were all made at once."""
         self._is_beginning = self._is_stopped = False
+        self.begun_at: float | None = None
+        """When the first message was to be sent, by `time.monotonic`; None if none was."""
+        self.first_taken_at: float | None = None
+        """When that was taken; None if it was not."""
+        self.taken_at: float | None = None
+        """When the latest was."""
 
     @property
     def has_stalled(self) -> bool:
@@ -274,14 +281,19 @@ class Outbox:
         loop, seconds = asyncio.get_running_loop(), self._unread.limits.slow_reader_seconds
         while True:
             while self._messages:
-                message, started = self._messages.popleft(), loop.time()
+                message, started = self._messages.popleft(), time.monotonic()
+                if self.begun_at is None:
+                    self.begun_at = started
                 try:
                     async with asyncio.timeout(seconds) as self._writing:
                         await self._write(message)
                 except TimeoutError:
-                    raise _slow_reader(loop.time() - started, self._held_bytes) from None
+                    raise _slow_reader(time.monotonic() - started, self._held_bytes) from None
                 finally:
                     self._writing = None
+                self.taken_at = time.monotonic()
+                if self.first_taken_at is None:
+                    self.first_taken_at = self.taken_at
                 self._give_back(len(message))
             if self._producing is None:
                 return
