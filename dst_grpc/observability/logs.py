@@ -31,10 +31,10 @@ LOGGER_NAMES = (LOGGER_NAME, CORE_LOGGER_NAME, "grpc", "asyncio", "opentelemetry
 _QUOTE_NOBODY = (OSError, MemoryError, RuntimeError, ImportError, DataLoss, Exhausted, Unavailable)
 """Errors whose texts are of files, devices, sizes. Others, as KeyError, ValueError and those of libraries, may be about
 what was asked, and no text of a request belongs into a log."""
-_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
 _log = logging.getLogger(__name__)
-_OF_A_CALL: dict[str, Any] = {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
+_BLANK = vars(logging.makeLogRecord({}))
+_OWN_ATTRIBUTES = frozenset(_BLANK) | {"message", "asctime", "taskName"}
+_OF_A_CALL: dict[str, Any] = _BLANK | {"name": __name__, "levelno": logging.INFO, "levelname": "INFO", "msg": "call"}
 _OF_A_PROBE = _OF_A_CALL | {"levelno": logging.DEBUG, "levelname": "DEBUG"}
 _OF_AN_ITEM = _OF_A_CALL | {"msg": "item"}
 _MOST_CHARACTERS = 256
@@ -53,7 +53,14 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    second, micros = divmod(round(record.created * 1_000_000), 1_000_000)
+    return f"{_second(second)}.{micros // 1000:03}+00:00"
+
+
+@lru_cache(1)
+def _second(second: int) -> str:
+    """The second since 1970 as a date and a time; many lines are of the same."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _plain(value: object) -> str:
@@ -214,15 +221,18 @@ class LogCalls:
             fields["queued_millis"] = seconds.get(Stage.QUEUE, 0.0) * 1000
             fields["run_millis"] = (seconds.get(Stage.PASS, 0.0) + seconds.get(Stage.DERIVE, 0.0)) * 1000
         fields |= facts
-        found = {
-            "request_id": call.request_id,
-            "caller": call.caller.name,
-            "model": timeline.model,
-            "contexts": ",".join(timeline.contexts),
-            "reason": outcome.reason,
-            "error_id": outcome.error_id,
-            "trace_id": timeline.trace_id,
-        }
-        fields |= {name: value for name, value in found.items() if value}
-        # As `_log.info`, which also looks for the line that logs.
-        _log.handle(logging.makeLogRecord(fields))
+        for name, value in (
+            ("request_id", call.request_id),
+            ("caller", call.caller.name),
+            ("model", timeline.model),
+            ("contexts", ",".join(timeline.contexts)),
+            ("reason", outcome.reason),
+            ("error_id", outcome.error_id),
+            ("trace_id", timeline.trace_id),
+        ):
+            if value:
+                fields[name] = value
+        # As `_log.info`, which also looks for the line that logs, and as `makeLogRecord`, which looks for the thread.
+        record = logging.LogRecord.__new__(logging.LogRecord)
+        vars(record).update(fields)
+        _log.handle(record)
