@@ -92,8 +92,11 @@ class CallInfo:
 
     def values(self, key: str) -> list[str]:
         """The texts of the caller's metadata under *key*, in order."""
-        values = [value for name, value in self.metadata if name == key]
-        return [value if isinstance(value, str) else value.decode("utf-8", "replace") for value in values]
+        return [
+            value if isinstance(value, str) else value.decode("utf-8", "replace")
+            for name, value in self.metadata
+            if name == key
+        ]
 
 
 _current: ContextVar[CallInfo | None] = ContextVar("call", default=None)
