@@ -17,17 +17,19 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from benchmarks.bare import serve_bare
 from benchmarks.serving import in_process, small_request
 from dst_grpc.domain.requests import DerivedScalarSpec, ResolveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.wire.codec import to_wire
-from scripts.serving import READY, SERVE, Server, running, write_tokens
+from scripts.serving import SERVE, Server, running, write_tokens
 
 _SERVICE = "/dst.v1.DerivedScalarService"
 _TOKEN = "token-of-benchmark"
@@ -54,6 +56,7 @@ def serve_bytes() -> None:
 async def _serve_bytes() -> None:
     answers: dict[str, list[bytes]] = {}
 
+    @cache
     def handler(method: str) -> grpc.RpcMethodHandler[Any, Any]:
         async def answer(_request: bytes, _context: object) -> AsyncIterator[bytes]:
             for message in answers[method]:
@@ -67,21 +70,7 @@ async def _serve_bytes() -> None:
             return grpc.stream_unary_rpc_method_handler(learn)
         return grpc.unary_stream_rpc_method_handler(answer)
 
-    class Methods(grpc.GenericRpcHandler):
-        def __init__(self) -> None:
-            self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-
-        def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-            method = handler_call_details.method
-            if method not in self._handlers:
-                self._handlers[method] = handler(method)
-            return self._handlers[method]
-
-    server = grpc.aio.server(handlers=(Methods(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"{READY}127.0.0.1:{port}", flush=True)
-    await server.wait_for_termination()
+    await serve_bare(handler)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import grpc.aio
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.bare import bare_server
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.registry import Registry
 from dst_grpc.domain.components import LossFnName
@@ -95,16 +96,11 @@ async def _bytes(_request: bytes, _: object) -> AsyncIterator[bytes]:
 
 async def _serve(wide: str, ready: Connection) -> None:
     """Our server, and a bare one on the same event loop; until the pipe closes."""
-    bare = grpc.aio.server()
-    handlers: dict[str, Any] = {"Bytes": grpc.unary_stream_rpc_method_handler(_bytes)}
-    bare.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
-    port = bare.add_insecure_port("127.0.0.1:0")
-    await bare.start()
+    handlers: dict[str, Any] = {_BYTES: grpc.unary_stream_rpc_method_handler(_bytes)}
     settings = Settings(port=0, models={"wide": Path(wide)}, default_model="embedded", log_level="WARNING")
-    async with running_server(settings) as server:
-        ready.send((server.address, f"127.0.0.1:{port}"))
+    async with bare_server(handlers.get) as bare, running_server(settings) as server:
+        ready.send((server.address, bare))
         await asyncio.to_thread(ready.poll, None)
-    await bare.stop(None)
 
 
 def _serve_in_process(wide: str, ready: Connection) -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from benchmarks.bare import serve_bare
 from benchmarks.measure import Spread
 from benchmarks.serving import small_request
 from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.wire.codec import to_wire
-from scripts.serving import READY, SERVE, Server, running
+from scripts.serving import SERVE, Server, running
 
 _DERIVE = "/dst.v1.DerivedScalarService/Derive"
 _EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -52,15 +53,7 @@ async def _collect() -> None:
     async def export(_request: bytes, _context: object) -> bytes:
         return b""
 
-    class Methods(grpc.GenericRpcHandler):
-        def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-            return grpc.unary_unary_rpc_method_handler(export) if handler_call_details.method == _EXPORT else None
-
-    server = grpc.aio.server(handlers=(Methods(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"{READY}127.0.0.1:{port}", flush=True)
-    await server.wait_for_termination()
+    await serve_bare({_EXPORT: grpc.unary_unary_rpc_method_handler(export)}.get)
 
 
 @contextmanager
