@@ -9,8 +9,8 @@ attention's write to the residual is linear in the residual x [U, d] that enters
 where unit and unit' are the norms at scale 1 (`Norm.unit`). Scales are multiplied into the pattern, and norms at scale
 1 into the weights, so that a gradient is carried back by two products with matrices and one with the pattern.
 
-Shapes: n gradient, T and U token, d residual channel, H head, G group of heads that share values, s head of a group,
-c channel of a head.
+Shapes: n gradient, T and U token, d residual channel, F neuron, H head, G group of heads that share values, s head of
+a group, c channel of a head.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from dst_grpc.domain.autoencoders import ModelNorm
 from dst_grpc.domain.components import AttentionTraceType
-from dst_grpc.engine.layer import unit_write
+from dst_grpc.engine.layer import unit_read, unit_write
 from dst_grpc.engine.norm import wide
 
 if TYPE_CHECKING:
@@ -66,6 +66,40 @@ class FrozenInput:
                 return self.layer.mlp_norm.unit_transposed(rows)
             case ModelNorm.MLP_NORM_WITHOUT_GAIN:
                 return self.layer.mlp_norm.centred(rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrozenMlp:
+    """The MLP of a layer as its units see it: linear, with `Layer.neuron_ratios` and the scales of norms frozen."""
+
+    input: FrozenInput
+    """What it reads."""
+    residual: torch.Tensor
+    """The residual that it reads, [T, d]."""
+    scale: torch.Tensor | None
+    """The scale of the norm of its output, [T, 1]; None if there is no such norm."""
+
+    def of_neurons(self, neurons: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, d] of *neurons* [n] at *tokens* [n], at the residual."""
+        return self.input.read(self.input.layer.frozen_neuron_rows(neurons, self._normed(tokens)), tokens)
+
+    def through_neurons(self, gradients: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, d] at the residual, from those at neurons, *gradients* [n, F], at *tokens* [n]."""
+        return self.input.read(self.input.layer.frozen_mlp_rows(gradients, self._normed(tokens)), tokens)
+
+    def through_output(self, gradients: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The gradients [n, F] at neurons, from those at what the MLP writes, *gradients* [n, d], at *tokens* [n]."""
+        layer = self.input.layer
+        outputs = unit_read(gradients, layer.mlp_post_norm)
+        return (outputs if self.scale is None else outputs / self.scale[tokens]) @ wide(layer.mlp_out).t()
+
+    def written(self, outputs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What terms of the output, *outputs* [n, d] at *tokens* [n], are in the residual stream: [n, d]."""
+        outputs = unit_write(outputs, self.input.layer.mlp_post_norm)  # no longer two of them when divided
+        return outputs if self.scale is None else outputs / self.scale[tokens]
+
+    def _normed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.input.layer.mlp_norm(self.residual[tokens])
 
 
 class FrozenLayer:

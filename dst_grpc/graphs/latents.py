@@ -19,7 +19,6 @@ from dst_grpc.domain.autoencoders import InputNormalization
 from dst_grpc.domain.components import LocationWithinLayer
 from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.domain.locations import ActivationLocationType
-from dst_grpc.engine.layer import unit_read, unit_write
 from dst_grpc.engine.norm import wide
 from dst_grpc.graphs.units import Stage, TappedUnits
 
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.autoencoder_inputs import AutoencoderInput
     from dst_grpc.engine.autoencoder import Autoencoder
-    from dst_grpc.engine.layer import Layer
-    from dst_grpc.graphs.frozen_layer import FrozenInput
+    from dst_grpc.graphs.frozen_layer import FrozenMlp
 
 _L = ActivationLocationType
 _STAGES = {
@@ -63,14 +61,8 @@ class LatentUnits(TappedUnits):
     """Its weights."""
     x: torch.Tensor
     """What it reads, [T, x]."""
-    weights: Layer
-    """The layer."""
-    input: FrozenInput
-    """What the MLP of the layer reads."""
-    read: torch.Tensor
-    """The residual that the MLP reads, [T, d]."""
-    scale: torch.Tensor | None
-    """The scale of the norm of the MLP's output, [T, 1]; None if there is no such norm."""
+    mlp: FrozenMlp
+    """The MLP of the layer."""
 
     def gradients(self, own: torch.Tensor) -> torch.Tensor:
         """Encoder rows, by the input's scale; those of the MLP's latents carried back through the MLP."""
@@ -79,11 +71,8 @@ class LatentUnits(TappedUnits):
         if self.stage is not Stage.MLP:
             return rows
         if self.tap is _L.RESID_DELTA_MLP:
-            written = unit_read(rows, self.weights.mlp_post_norm)
-            written = written if self.scale is None else written / self.scale[tokens]
-            rows = written @ wide(self.weights.mlp_out).t()
-        normed = self.weights.mlp_norm(self.read[tokens])
-        return self.input.read(self.weights.frozen_mlp_rows(rows, normed), tokens)
+            rows = self.mlp.through_output(rows, tokens)
+        return self.mlp.through_neurons(rows, tokens)
 
     def read_direction(self, own: torch.Tensor) -> torch.Tensor:
         """Encoder rows, of a residual's."""
@@ -136,5 +125,4 @@ class LatentUnits(TappedUnits):
         """*rows* [n, x] of what is reconstructed at *tokens* [n], as they are in the residual stream, [n, d]."""
         if self.tap is not _L.MLP_POST_ACT:
             return rows
-        rows = unit_write(rows @ wide(self.weights.mlp_out), self.weights.mlp_post_norm)
-        return rows if self.scale is None else rows / self.scale[tokens]
+        return self.mlp.written(rows @ wide(self.mlp.input.layer.mlp_out), tokens)

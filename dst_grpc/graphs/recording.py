@@ -20,7 +20,7 @@ from dst_grpc.engine.norm import wide
 from dst_grpc.engine.taps import Taps, site_entering
 from dst_grpc.engine.transcoders import ActiveFeatures
 from dst_grpc.errors import OutOfRange, require
-from dst_grpc.graphs.frozen_layer import FrozenInput
+from dst_grpc.graphs.frozen_layer import FrozenInput, FrozenMlp
 from dst_grpc.graphs.latents import LatentUnits, kinds_of
 from dst_grpc.graphs.units import FeatureUnits, HeadUnits, NeuronUnits, Stage, Units, head_writes
 
@@ -263,10 +263,7 @@ class _RecordedUnits:
             stage=Stage.MLP,
             active=ActiveFeatures.of(wide(self._weights.mlp_acts(self._weights.mlp_norm(self._read)))),
             tap=_L.MLP_POST_ACT,
-            weights=self._weights,
-            input=self._input,
-            read=self._read,
-            scale=self._mlp_scale,
+            mlp=self._mlp,
             **self._facts,
         )
 
@@ -300,13 +297,10 @@ class _RecordedUnits:
             tap=source.tap,
             autoencoder=autoencoder,
             x=x,
-            weights=self._weights,
-            input=self._input,
-            read=self._read,
-            scale=self._mlp_scale,
+            mlp=self._mlp,
             **self._facts,
         )
 
     @property
-    def _mlp_scale(self) -> torch.Tensor | None:
-        return self._pass.scale(_L.MLP_OUTPUT_LAYER_NORM_SCALE, self._layer)
+    def _mlp(self) -> FrozenMlp:
+        return FrozenMlp(self._input, self._read, self._pass.scale(_L.MLP_OUTPUT_LAYER_NORM_SCALE, self._layer))

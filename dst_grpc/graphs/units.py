@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.transcoders import Transcoders
-    from dst_grpc.graphs.frozen_layer import FrozenInput
+    from dst_grpc.graphs.frozen_layer import FrozenInput, FrozenMlp
 
 _L = ActivationLocationType
 WRITES_AT_ONCE = 4096
@@ -170,29 +170,22 @@ class TappedUnits(Units):
 class NeuronUnits(TappedUnits):
     """Neurons that are not 0."""
 
-    weights: Layer
-    """The layer."""
-    input: FrozenInput
-    """What the MLP reads."""
-    read: torch.Tensor
-    """The residual that it reads, [T, d]."""
-    scale: torch.Tensor | None
-    """The scale of the norm of its output, [T, 1]; None if there is no such norm."""
+    mlp: FrozenMlp
+    """The MLP."""
 
     def gradients(self, own: torch.Tensor) -> torch.Tensor:
         """Input weights, times constant ratios, through the norm."""
-        tokens = self.active.tokens[own]
-        normed = self.weights.mlp_norm(self.read[tokens])
-        return self.input.read(self.weights.frozen_neuron_rows(self.active.features[own], normed), tokens)
+        return self.mlp.of_neurons(self.active.features[own], self.active.tokens[own])
 
     def read_direction(self, own: torch.Tensor) -> torch.Tensor:
         """Input weights before the nonlinearity, in a gated MLP the gate's."""
-        return self.input.at_unit_scale(self.weights.mlp_read_rows(self.active.features[own]))
+        read = self.mlp.input
+        return read.at_unit_scale(read.layer.mlp_read_rows(self.active.features[own]))
 
     def writes(self, own: torch.Tensor, written: int) -> torch.Tensor:  # noqa: ARG002  their own layer
         """Output weights, through the norm of the output."""
-        rows = unit_write(wide(self.weights.mlp_out[self.active.features[own]]), self.weights.mlp_post_norm)
-        return rows if self.scale is None else rows / self.scale[self.active.tokens[own]]
+        weights = self.mlp.input.layer.mlp_out
+        return self.mlp.written(wide(weights[self.active.features[own]]), self.active.tokens[own])
 
     def values(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Activations."""
