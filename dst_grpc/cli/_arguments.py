@@ -38,8 +38,8 @@ LossOption = Annotated[
     typer.Option(
         "--loss",
         metavar="NAME",
-        help="logit_diff (the default), logit_minus_mean, probs, log_prob, sequence_log_prob, entropy, cross_entropy "
-        "or zero.",
+        help="logit_diff (the default), logit_minus_mean, probs, log_prob, sequence_log_prob, entropy, kl_divergence "
+        "(from the run without changes, of a pair from the clean one), cross_entropy or zero.",
     ),
 ]
 TraceOption = Annotated[

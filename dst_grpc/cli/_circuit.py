@@ -297,7 +297,7 @@ def _print_items(request: CircuitRequest, answer: CircuitAnswer, top: int) -> No
     out.print(Text(f"The circuit's {len(items)} {item}s{', the largest first' if has_scores else ''}:", style="bold"))
     if has_scores and request.curve is not None and request.curve.scores is None:
         out.print(f"A score is about how much the metric changes if its {item} is cut.")
-    rows = [[str(one), f"{one.score:+.4g}" if has_scores else ""] for one in items[:top]]
-    print_rows(out, (item, "score"), rows)
+    rows = [[str(one), *([f"{one.score:+.4g}"] if has_scores else [])] for one in items[:top]]
+    print_rows(out, (item, "score") if has_scores else (item,), rows)
     if len(items) > top:
         out.print(f"... and {len(items) - top} more: --top, {'' if of_nodes else '--html '}or --json shows them")

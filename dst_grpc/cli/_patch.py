@@ -216,7 +216,10 @@ def _headline(request: PatchRequest, answer: PatchAnswer) -> Text:
     names = ("clean", "corrupt") if request.orientation is Orientation.NOISING else ("corrupt", "clean")
     n_pairs = f" Means over {len(answer.pairs)} pairs." if len(answer.pairs) > 1 else ""
     text = f"The {names[0]} prompt is run ({answer.base:+.3f}), one place as in the {names[1]} one "
-    return Text(f"{text}({answer.source:+.3f}).{n_pairs}", style="bold")
+    text += f"({answer.source:+.3f}).{n_pairs}"
+    if not any(pair.has_recovery for pair in answer.pairs):
+        text += " Both metrics are the same, so that recovery is undefined: do the prompts differ in the answer?"
+    return Text(text, style="bold")
 
 
 def _heat(grid: PatchedGrid, values: Any, paper: Paper, *, is_share: bool) -> Iterator[RenderableType]:
@@ -253,7 +256,7 @@ def _table(
     fitting = max((paper.width - LABEL - 6) // (_CELL + 1), 1)
     for label in columns[:fitting]:
         table.add_column(f"{axes[0]} {label}" if len(columns) <= 3 else label, justify="right")
-    largest = max(float(np.nanmax(np.abs(values), initial=0)), _SMALLEST_SHARE if is_share else 0)
+    largest = max(float(np.nanmax(np.abs(values), initial=0)), _SMALLEST_SHARE if is_share else 0) or 1.0
     shown: Sequence[int] = range(len(rows))
     if len(rows) > MAX_ROWS:
         order = np.argsort(-np.nanmax(np.abs(values), axis=0), kind="stable")[:MAX_ROWS]

@@ -162,5 +162,6 @@ class AttributeRequest:
         problems.check(not (self.grad_drop and self.edges), "grad_drop", "must be false for edges: it is about nodes")
         problems.check(self.post_norms is None or self.edges, "post_norms", "must be absent: it is about edges")
         if self.verify:
-            problems.check(self.verify <= MAX_VERIFIED, "verify", f"must be at most {MAX_VERIFIED}, not {self.verify}")
+            bounds = f"must be between 0 and {MAX_VERIFIED}, not {self.verify}"
+            problems.check(0 <= self.verify <= MAX_VERIFIED, "verify", bounds)
             problems.check(self.edges, "verify", "must be 0: it is about edges")

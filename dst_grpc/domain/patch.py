@@ -181,7 +181,8 @@ class PatchRequest:
             is_patching = self.alternative is Alternative.PATCHING
             problem = f"must be false: paths through MLPs carry what they do in the other run, not {self.alternative}"
             problems.check(is_patching or not paths.through_mlps, f"paths[{i}].through_mlps", problem)
-        problems.check(0 <= self.top_logits <= MAX_TOP_LOGITS, "top_logits", f"must be at most {MAX_TOP_LOGITS}")
+        bounds = f"must be between 0 and {MAX_TOP_LOGITS}, not {self.top_logits}"
+        problems.check(0 <= self.top_logits <= MAX_TOP_LOGITS, "top_logits", bounds)
         problems.check(not (self.top_logits and self.all_logits), "all_logits", "must be false with top_logits")
         problems.raise_if_any()
 

@@ -74,7 +74,7 @@ def _check_depth(problems: Violations, own: Mapping[str, str], reads: Mapping[st
             for name, paths in reads.items()
             if name not in counts and counts.keys() >= set(paths.values())
         }
-    for name in reads.keys() - counts.keys():
+    for name in (one for one in reads if one not in counts):
         path = next((path for path, read in reads[name].items() if read not in counts), next(iter(reads[name])))
         description = f"{name!r} reads runs that read one another in a circle, or more than {MAX_READ_DEPTH} in a row"
         problems.add(path, description)

@@ -39,7 +39,7 @@ def test_it_shows_the_curve_and_the_edges(run: Run, service: FakeService) -> Non
 
 def test_scores_are_explained_where_they_are_shown(run: Run) -> None:
     assert "A score is about how much the metric changes if its edge is cut." in run(*ASKED).stdout
-    assert "A score" not in run(*ASKED, "--acdc", "0.25").stdout
+    assert "score" not in run(*ASKED, "--acdc", "0.25").stdout
 
 
 def test_prompts_that_do_not_differ_have_no_faithfulness(run: Run, service: FakeService) -> None:

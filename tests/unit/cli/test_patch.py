@@ -89,7 +89,7 @@ def test_sites_of_which_a_layer_has_many_are_refused_with_what_takes_single_ones
     assert single in result.output
 
 
-def drawn(address: str, shape: tuple[tuple[str, int], ...], values: Any) -> str:
+def drawn(address: str, shape: tuple[tuple[str, int], ...], values: Any, *, has_recovery: bool = True) -> str:
     """What is printed of a grid of *values* with axes of these names and sizes."""
     axes = tuple(PatchAxis(name=name, labels=tuple(map(str, range(n))), indices=tuple(range(n))) for name, n in shape)
     info = PatchGridInfo(kind=PatchGridKind.NODES, node=AttributedNode.HEAD, axes=axes, cell_count=values.size)
@@ -97,7 +97,8 @@ def drawn(address: str, shape: tuple[tuple[str, int], ...], values: Any) -> str:
     request = make_patch_request("a", "b", target="c")
     with Client(address) as client:
         answer = client.patch_request(request)
-    answer = replace(answer, grids=(grid,))
+    pairs = tuple(replace(pair, has_recovery=has_recovery) for pair in answer.pairs)
+    answer = replace(answer, grids=(grid,), pairs=pairs)
     out = Console(width=60, force_terminal=False)
     with out.capture() as captured:
         for picture in heat_maps(request, answer, Paper(60, is_plain=True)):
@@ -116,3 +117,9 @@ def test_what_does_not_fit_is_left_out_and_said(service: FakeService) -> None:
     assert "more columns do not fit" in wide
     deep = drawn(service.target, (("layer", 2), ("head", 2), ("position", 1)), np.ones((2, 2, 1)))
     assert "layer 1" in deep
+
+
+def test_metrics_that_are_all_0_are_shown(service: FakeService) -> None:
+    text = drawn(service.target, (("layer", 2), ("position", 1)), np.zeros((2, 1)), has_recovery=False)
+    assert text.splitlines()[-1].split()[-2:] == ["+0.00", "+0.00"]
+    assert "Both metrics are the same" in " ".join(text.split())

@@ -71,6 +71,7 @@ def request(**fields: Any) -> AttributeRequest:
         ({"post_norms": PostNormJacobian.RAW}, "post_norms"),
         ({"verify": 5}, "verify"),
         ({"edges": True, "verify": 10_001}, "verify"),
+        ({"edges": True, "verify": -1}, "verify"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields: dict[str, Any], bad: str) -> None:

@@ -370,6 +370,8 @@ def test_at_most_eight_runs_read_one_another_in_a_row() -> None:
     assert request(WORLDS["gpt2"], start, sources=chain(8)).source_runs
     (first,) = refused(lambda: request(WORLDS["gpt2"], start, sources=chain(9)))
     assert first.field == "source_runs[0].interventions[0].copy.run"
+    fields = [one.field for one in refused(lambda: request(WORLDS["gpt2"], start, sources=chain(12)))]
+    assert fields == [f"source_runs[{i}].interventions[0].copy.run" for i in range(4)]
 
 
 def test_the_cost_counts_the_runs_that_are_read() -> None:
