@@ -29,7 +29,7 @@ from benchmarks.subjects import DEBUGGING_REQUEST, NEURONS_AND_HEADS
 from dst_grpc import embedded
 from dst_grpc._gen.dst.v1 import explain_pb2
 from dst_grpc.contexts import ContextCache, Registry
-from dst_grpc.contexts.device import return_freed_memory
+from dst_grpc.contexts.device import HEAP_FACTOR
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.components import AttentionTraceType, LossFnName, NodeType, PreOrPostAct
 from dst_grpc.domain.config import DstConfig
@@ -42,7 +42,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, S
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.selections import TapSelection
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.pipeline import Limits, Pipeline
+from dst_grpc.pipeline import DeviceLimits, Limits, Pipeline
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.rpc.answers import messages_of
@@ -195,7 +195,7 @@ async def _measure(kind: str, subject: Subject) -> tuple[int, int]:
     """Bytes above what was there before, and those that were estimated."""
     make = (CALIBRATED | JUDGED)[kind]
     registry = Registry.build(models={"a": Path(subject.folder)}, device="cpu", include_embedded=False)
-    cache, limits = ContextCache(registry), Limits()
+    cache, limits = ContextCache(registry), Limits(of_device=DeviceLimits(allocator_factor=HEAP_FACTOR))
     pipeline = Pipeline(cache, limits)
     await _answer(pipeline, make(subject, 24))
     before = settled_bytes()
@@ -205,12 +205,11 @@ async def _measure(kind: str, subject: Subject) -> tuple[int, int]:
     peak = resident_bytes("VmHWM") - before
     await pipeline.close()
     await cache.close()
-    return peak, _estimate(request, registry, limits.store_bytes)
+    return peak, limits.of_device.taken(_estimate(request, registry, limits.store_bytes))
 
 
 def _child(kind: str, subject: Subject, answer: Connection) -> None:
     torch.set_num_threads(1)
-    return_freed_memory()  # as a server does
     answer.send(asyncio.run(_measure(kind, subject)))
 
 

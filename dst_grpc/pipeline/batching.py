@@ -47,16 +47,24 @@ T = TypeVar("T")
 _NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
 _LOOK_SECONDS = 1.0
 """How often it is looked for readers that have stalled, while something waits."""
+_REST_SECONDS = 1.0
+"""How long nothing must have run before freed memory is returned: the next job pays for getting it again."""
 
 
 class Batcher:
     """Runs the jobs of one device."""
 
     def __init__(
-        self, worker: Worker, store: RecordingStore, scheduler: Scheduler, observers: Sequence[OnWork] = ()
+        self,
+        worker: Worker,
+        store: RecordingStore,
+        scheduler: Scheduler,
+        observers: Sequence[OnWork] = (),
+        at_rest: Callable[[], None] | None = None,
     ) -> None:
         """Run on *worker*, in the order of *scheduler*; keep and look for recordings in *store*, which only the
-        worker's thread changes. Tell *observers* what was done."""
+        worker's thread changes. Tell *observers* what was done. Once nothing has run for a while, *at_rest* does, on
+        the worker's thread."""
         self.worker = worker
         """What runs the jobs."""
         self.store = store
@@ -70,6 +78,11 @@ class Batcher:
         self._is_waking = self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
         """When to look again for readers that have stalled."""
+        self._at_rest = at_rest
+        self._n_finished = 0
+        """Batches that have ended."""
+        self._resting: asyncio.TimerHandle | None = None
+        """When to see whether the device rests, if anything has run since it did."""
 
     @property
     def reading(self) -> DeviceReading:
@@ -189,8 +202,9 @@ class Batcher:
     async def close(self) -> None:
         """Refuse what waits, let the running batch end, and stop the worker."""
         self._is_closed = True
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in (self._looking, self._resting):
+            if timer is not None:
+                timer.cancel()
         for job in self.scheduler.clear():
             fail(job, stopping())
         await self.worker.close()
@@ -244,7 +258,24 @@ class Batcher:
         if not self._is_closed:
             self._relieve()
 
+    def _await_rest(self) -> None:
+        if self._at_rest is not None and self._resting is None and not self._is_closed:
+            loop = asyncio.get_running_loop()
+            self._resting = loop.call_later(_REST_SECONDS, self._rest, self._at_rest, self._n_finished)
+
+    def _rest(self, at_rest: Callable[[], None], n_finished: int) -> None:
+        """Run *at_rest* if nothing runs, and nothing has since *n_finished* batches had."""
+        self._resting = None
+        if self._is_closed:
+            return
+        if self.worker.is_busy or self._n_finished != n_finished:
+            self._await_rest()
+        else:
+            self.worker.submit(at_rest)
+
     def _finish(self, jobs: Sequence[Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
+        self._n_finished += 1
+        self._await_rest()
         self.scheduler.finish([job for job in jobs if job.as_estimated])
         note_stages(jobs)
         self._tell(jobs, started)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dst_grpc.contexts.device import memory_of
 from dst_grpc.domain.callers import Grants
 from dst_grpc.domain.server_info import DeviceLoad
 from dst_grpc.domain.timeline import Stage
@@ -125,7 +126,7 @@ class Executor:
             ticket: the request's.
             plans: the plans, run together if they fit into one batch.
             begin: begins the answer, given the result of each plan.
-            peak_bytes: estimated device memory, without weights.
+            peak_bytes: estimated memory of tensors on the device, without weights.
             operations: approximate floating-point operations of the whole.
             steps: what the steps of the answer are.
             n_steps: how many there are besides the first; approximately.
@@ -136,7 +137,8 @@ class Executor:
         Raises:
             DstError: what `Batcher.check`, `ContextCache.lease` and `Batcher.run` raise, before anything is yielded.
         """
-        ticket.peak_bytes = peak_bytes
+        taken = self._limits.of_device.taken
+        ticket.peak_bytes = taken(peak_bytes)
         entries = dict.fromkeys(entry for plan in plans for entry in plan.autoencoders)
         handles = [handle for plan in plans for handle in plan.handles]
         ticket.timeline.contexts = [entry.name for entry in entries]
@@ -149,7 +151,7 @@ class Executor:
                 answer, iterator, ready, made = await _begun(
                     batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, make, deriving.check
                 )
-                batcher.shrink(ticket, peak_bytes if held_bytes is None else held_bytes)
+                batcher.shrink(ticket, taken(peak_bytes if held_bytes is None else held_bytes))
                 while not answer.is_complete:
                     step = partial(_next_items, iterator)
                     following = asyncio.ensure_future(
@@ -162,7 +164,7 @@ class Executor:
                     finally:
                         following.cancel()
                     if answer.held_bytes is not None:
-                        batcher.shrink(ticket, answer.held_bytes)
+                        batcher.shrink(ticket, taken(answer.held_bytes))
                 last: list[T | RunSummary | MadeAnswer] = [*ready, answer.summary()] if made is None else [made]
                 del answer, iterator
         finally:
@@ -172,8 +174,9 @@ class Executor:
         yield last
 
     def memory_of(self, caller: Caller) -> int:
-        """Bytes of a device, without weights, that requests of *caller* may take together."""
-        return int(self._limits.of_device.max_run_bytes * self._grant_of(caller.name).memory_share)
+        """Bytes of tensors on a device, without weights, that requests of *caller* may have together."""
+        limits = self._limits.of_device
+        return int(limits.max_run_bytes * self._grant_of(caller.name).memory_share / limits.allocator_factor)
 
     def kept_answer(self, plan: Plan, sender: Sender) -> MadeAnswer | None:
         """The answer to *plan*, if it is kept, and what it was computed with is loaded.
@@ -230,7 +233,8 @@ class Executor:
         """One for *device*, which has not been used; it starts no thread yet."""
         store = RecordingStore(self._limits.store_bytes, shared=self._limits.share_recordings)
         scheduler = Scheduler(self._limits.of_device, time.monotonic, self._door.quotas.charge)
-        return Batcher(Worker(device), store, scheduler, self.observers)
+        at_rest = memory_of(device).reclaim if device == "cpu" else None  # a GPU's allocator does well to keep it
+        return Batcher(Worker(device), store, scheduler, self.observers, at_rest)
 
 
 class _Loading:

@@ -18,11 +18,17 @@ class DeviceLimits:
 
     max_run_bytes: int = DEFAULT_RUN_BYTES
     """Estimated memory of all requests that run, without weights."""
+    allocator_factor: float = 1.0
+    """What the process takes for each byte of tensors: more than one if its allocator loses holes between them."""
     patience: float = 30.0
     """Seconds that a request without a deadline may be expected to take. Items of streams may take longer, as reading
     paces them."""
     max_batch_tokens: int = MAX_BATCH_TOKENS
     """Tokens of a batch, pads included, unless a single prompt is longer."""
+
+    def taken(self, tensor_bytes: int) -> int:
+        """What the process takes for tensors of *tensor_bytes*."""
+        return int(tensor_bytes * self.allocator_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

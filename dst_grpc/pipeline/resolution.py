@@ -16,7 +16,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.resolution import Resolution, ScalarResolution, TapUse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.entries import AutoencoderEntry
@@ -35,9 +35,9 @@ changed since."""
 class Resolver:
     """Describes plans: large ones on a thread. Used on the event loop only."""
 
-    def __init__(self, cache: ContextCache) -> None:
-        """Describe contexts as *cache* does."""
-        self._cache = cache
+    def __init__(self, cache: ContextCache, taken: Callable[[int], int]) -> None:
+        """Describe contexts as *cache* does; the process takes *taken* of the bytes of tensors."""
+        self._cache, self._taken = cache, taken
         self._threads = Threads("dst-describe", at_once=1)
         self._kept: WeakKeyDictionary[Plan, Resolution] = WeakKeyDictionary()
         """The unchanging part of the descriptions of plans whose handles are all known."""
@@ -54,9 +54,9 @@ class Resolver:
         told = self._kept.get(plan)
         if told is None:
             if len(plan.scalars) > _MANY:
-                told = await self._threads.run(_resolution, plan, registry)
+                told = await self._threads.run(_resolution, plan, registry, self._taken)
             else:
-                told = _resolution(plan, registry)
+                told = _resolution(plan, registry, self._taken)
             if all(entry.files.known_digest for entry in entries):
                 self._kept[plan] = told
         present = replace(
@@ -70,7 +70,7 @@ class Resolver:
         return present
 
 
-def _resolution(plan: Plan, registry: Registry) -> Resolution:
+def _resolution(plan: Plan, registry: Registry, taken: Callable[[int], int]) -> Resolution:
     """The description of a request, independent of what is loaded."""
     request = plan.request
     return Resolution(
@@ -79,7 +79,7 @@ def _resolution(plan: Plan, registry: Registry) -> Resolution:
         model=registry.model(plan.model.name),
         autoencoders=tuple(entry.info() for entry in plan.autoencoders),
         scalars=tuple(_scalar_resolution(plan, scalar) for scalar in plan.scalars),
-        cost=plan.cost,
+        cost=replace(plan.cost, peak_bytes=taken(plan.cost.peak_bytes)),
     )
 
 

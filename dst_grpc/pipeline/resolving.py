@@ -13,7 +13,7 @@ from dst_grpc.errors import DstError, join_path
 from dst_grpc.pipeline.resolution import Resolver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from dst_grpc.contexts.cache import ContextCache
     from dst_grpc.contexts.registry import Registry
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 class Resolving:
     """Resolves requests; see `Pipeline`. Used on the event loop only."""
 
-    def __init__(self, cache: ContextCache, planning: Planning) -> None:
-        """Use the contexts and the registry of *cache*, and plans of *planning*."""
+    def __init__(self, cache: ContextCache, planning: Planning, taken: Callable[[int], int]) -> None:
+        """Use the contexts and the registry of *cache*, and plans of *planning*; the process takes *taken* of the bytes
+        of tensors."""
         self._cache, self._planning = cache, planning
-        self._resolver = Resolver(cache)
+        self._resolver = Resolver(cache, taken)
 
     async def resolve(
         self, request: ResolveRequest, known: Violations | None, *, root: str, sender: Sender

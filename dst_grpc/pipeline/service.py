@@ -111,7 +111,7 @@ class Pipeline:
         self._cache = cache
         limits = limits or Limits()
         self._planning = Planning(shared=limits.share_recordings, store_bytes=limits.store_bytes)
-        self._resolving = Resolving(cache, self._planning)
+        self._resolving = Resolving(cache, self._planning, limits.of_device.taken)
         self._executor = Executor(cache, limits)
         self._graphs = KeptGraphs(limits.kept_graph_bytes, limits.kept_graph_seconds, shared=limits.share_recordings)
         self._threads = Threads("dst-graph", at_once=_QUERIES_AT_ONCE)

@@ -60,7 +60,7 @@ def build_parts(settings: Settings) -> Parts:
     """
     # Imported here, because they import torch, which tests with fakes do not need.
     from dst_grpc.contexts.cache import ContextCache
-    from dst_grpc.contexts.device import build_info, return_freed_memory
+    from dst_grpc.contexts.device import HEAP_FACTOR, build_info, pick_device, return_freed_memory
     from dst_grpc.contexts.loading import FileLoader
     from dst_grpc.pipeline import Bounds, DeviceLimits, Limits, Pipeline
     from dst_grpc.rpc.registering import build_registry
@@ -79,13 +79,18 @@ def build_parts(settings: Settings) -> Parts:
     cache = ContextCache(
         registry, budget_bytes=settings.budget_bytes, ttl_seconds=settings.context_ttl_seconds, loader=loader
     )
+    keeps_freed = pick_device(settings.device) == "cpu" and not settings.return_freed_memory
     limits = Limits(
         bounds=Bounds(
             max_requests=settings.max_queued_requests,
             max_requests_per_caller=settings.max_queued_requests_per_caller,
             max_bytes=settings.max_queued_bytes,
         ),
-        of_device=DeviceLimits(max_run_bytes=settings.max_run_bytes, patience=settings.patience_seconds),
+        of_device=DeviceLimits(
+            max_run_bytes=settings.max_run_bytes,
+            patience=settings.patience_seconds,
+            allocator_factor=HEAP_FACTOR if keeps_freed else 1.0,
+        ),
         store_bytes=settings.store_bytes,
         share_recordings=settings.share_recordings,
         kept_graph_bytes=settings.kept_graph_bytes,

@@ -29,7 +29,7 @@ def test_every_setting_is_a_documented_flag() -> None:
         assert f"--{name.replace('_', '-')}" in help_text
         assert docs[name] in help_text
         assert f"DST_{name.upper()}" in help_text
-    for name, default in {"reflection": "on", "return_freed_memory": "on", "strict": "off", "port": "50051"}.items():
+    for name, default in {"reflection": "on", "return_freed_memory": "off", "strict": "off", "port": "50051"}.items():
         assert f"[env var: DST_{name.upper()}] [default: {default}]" in help_text
 
 

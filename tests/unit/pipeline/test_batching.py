@@ -342,6 +342,28 @@ async def test_a_closed_worker_refuses(decoder: Decoder, registry: Registry) -> 
         await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
 
 
+async def test_once_nothing_has_run_for_a_while_it_rests(
+    worker: Worker, decoder: Decoder, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, on the worker's thread, and again only after something has run."""
+    monkeypatch.setattr("dst_grpc.pipeline.batching._REST_SECONDS", 0.0)
+    rested: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def rest() -> None:
+        loop.call_soon_threadsafe(rested.put_nowait, threading.current_thread().name)
+
+    scheduler = Scheduler(DeviceLimits(), time.monotonic)
+    batcher = Batcher(worker, RecordingStore(0), scheduler, at_rest=rest)
+    for _ in range(2):
+        await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+        assert (await rested.get()).startswith("dst-cpu")
+        await worker.submit(list)
+        assert rested.empty()
+    await ask(batcher, plan_of(registry, [1, 2]), decoder, {}, as_it_is)
+    await batcher.close()
+
+
 async def test_what_becomes_of_an_outcome_is_made_on_the_workers_thread(
     worker: Worker, decoder: Decoder, registry: Registry
 ) -> None:

@@ -20,7 +20,7 @@ from .planning import ATTN, NEURON, PARTIAL, WORLD, plan
 
 @pytest.fixture
 async def resolver() -> Resolver:
-    return Resolver(ContextCache(WORLD.registry))
+    return Resolver(ContextCache(WORLD.registry), lambda n_bytes: n_bytes)
 
 
 def handle(name: str) -> str:
@@ -61,7 +61,7 @@ async def test_a_config_in_canonical_form_plans_the_same(resolver: Resolver) -> 
 async def test_of_files_whose_digest_is_not_known_the_name_is_told_until_it_is() -> None:
     entry = models.model_entry("tiny", models.CONFIG, digested=False)
     registry = models.FakeRegistry([entry])
-    resolver = Resolver(ContextCache(registry))
+    resolver = Resolver(ContextCache(registry), lambda n_bytes: n_bytes)
     found = make_plan(models.request(T.LOGITS), registry)
 
     async def told() -> tuple[Any, ...]:
