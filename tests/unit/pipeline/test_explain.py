@@ -236,6 +236,12 @@ async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
         await everything(tight, large)
     assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
     await tight.close()
+    wasteful = DeviceLimits(max_run_bytes=enough, allocator_factor=1.25)
+    tight = Pipeline(cache, replace(limits, of_device=wasteful))
+    with pytest.raises(Exhausted) as caught:
+        await everything(tight, small)
+    assert caught.value.metadata["estimated_bytes"] == str(int(1.25 * enough))
+    await tight.close()
 
 
 async def test_an_answer_that_nobody_reads_on_stops(pipeline: Pipeline, cache: ContextCache) -> None:

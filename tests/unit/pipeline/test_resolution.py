@@ -51,6 +51,14 @@ async def test_a_trace_that_a_config_inherits_is_told(resolver: Resolver) -> Non
     assert resolution.scalars[0].config.trace_config == resolution.config.trace_config == origin
 
 
+async def test_the_bytes_told_are_those_that_the_process_takes() -> None:
+    found = plan(T.LOGITS)
+    resolution = await Resolver(ContextCache(WORLD.registry), lambda n_bytes: 3 * n_bytes).resolution(
+        found, WORLD.registry
+    )
+    assert resolution.cost == replace(found.cost, peak_bytes=3 * found.cost.peak_bytes)
+
+
 async def test_a_config_in_canonical_form_plans_the_same(resolver: Resolver) -> None:
     first = plan(T.MLP_AUTOENCODER_LATENT, config=DstConfig(autoencoder_context=PARTIAL))
     canonical = (await resolver.resolution(first, WORLD.registry)).scalars[0].config
