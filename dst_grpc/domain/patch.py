@@ -78,7 +78,8 @@ class PathGrid:
     through_mlps: bool = False
     """Whether paths that go through MLPs in between count (Wang et al. 2022), rather than only the edge itself."""
     together: bool = False
-    """Whether a cell changes what all receivers of a sender read, rather than there being one for each."""
+    """Whether a cell changes what all receivers of a sender read, rather than there being one for each. With paths
+    through MLPs, receivers are then required, and the logits are alone: they read all that others change."""
 
     def __post_init__(self) -> None:
         """Check the names as far as no model is needed; raises InvalidRequest with all that is wrong."""

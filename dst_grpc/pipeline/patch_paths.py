@@ -108,7 +108,9 @@ def _senders(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> Seq
 
 
 def _receivers(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> Sequence[Reader]:
+    at_once = grid.together and grid.through_mlps
     if not grid.receivers:
+        findings.check(not at_once, f"{path}.receivers", "is required: of all, the logits read what the others change")
         return [one for one in graph.readers if _can_receive(one, through_mlps=grid.through_mlps)]
     found = [Reader.named(name) for name in grid.receivers]
     for i, receiver in enumerate(found):
@@ -120,7 +122,7 @@ def _receivers(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> S
             continue
         can = _can_receive(receiver, through_mlps=grid.through_mlps)
         findings.check(can, at, f"{receiver} must be an input of a head, or the logits: paths go through MLPs")
-    are_alone = not (grid.together and grid.through_mlps) or len(found) == 1 or Reader() not in found
+    are_alone = not at_once or len(found) == 1 or Reader() not in found
     findings.check(are_alone, f"{path}.receivers", "must hold the logits alone: they read all that others change")
     return found
 

@@ -176,6 +176,16 @@ def test_paths_carry_alternatives_too(alternative: str) -> None:
     np.testing.assert_allclose(by_paths.means[0].metrics, nodes, rtol=1e-7)
 
 
+@pytest.mark.parametrize("receivers", [(), ("a2.h0<q>", "logits")])
+def test_paths_through_mlps_to_the_logits_go_to_nothing_else_at_once(receivers: tuple[str, ...]) -> None:
+    world = models.world()
+    asked: dict[str, Any] = {"senders": ["a0.h0"], "receivers": receivers, "through_mlps": True}
+    with pytest.raises(InvalidRequest, match="the logits") as caught:
+        plan(world, **asked, together=True)
+    assert [one.field for one in caught.value.violations] == ["paths[0].receivers"]
+    assert plan(world, **asked).cell_count > 1
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "nodes": {"nodes": ["head", "resid_pre", "mlp_out"], "all_positions": True},
     "late": {"nodes": ["resid_post", "pattern"], "positions": [3]},
