@@ -206,7 +206,8 @@ def list_reader(read_one: Read | None, stand_in: Callable[[], Any] | None = None
             if problems.count != seen:
                 problems.move(at, f"[{i}]")
                 at, seen = len(problems.listed), problems.count
-                value = stand_in() if value is BAD and stand_in is not None else value
+                if value is BAD and stand_in is not None and not problems.is_full:
+                    value = stand_in()
             found.append(value)
         return tuple(found)
 

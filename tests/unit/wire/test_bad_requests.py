@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -500,6 +502,23 @@ def test_of_many_violations_the_first_are_listed_and_all_are_counted() -> None:
     assert len(caught.value.violations) == MAX_VIOLATIONS == 100
     assert caught.value.omitted == 900
     assert caught.value.violations[99].field == "derived_scalars[99].dst"
+
+
+def test_what_can_only_be_counted_is_not_looked_at_closely() -> None:
+    """Else a message of 180 KB, 90 times a thousand empty interventions, takes 5 s to refuse."""
+
+    def n_calls(n_interventions: int) -> int:
+        calls: Counter[str] = Counter()
+        message = inference_pb2.DeriveRequest(prompt={"text": "x"}, interventions=[{}] * n_interventions)
+        sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
+        try:
+            read_request(DeriveRequest, message)
+        finally:
+            sys.setprofile(None)
+        return calls["call"]
+
+    n_calls(1)  # what is kept of the classes' fields
+    assert n_calls(1100) - n_calls(100) <= 20 * 1000
 
 
 @pytest.mark.parametrize(
