@@ -5,7 +5,7 @@ Facts that depend on a model (sizes) or on a derived scalar are elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dst_grpc.domain.components import AttentionTraceType, Dimension, LocationWithinLayer, NodeType, PreOrPostAct
@@ -120,6 +120,13 @@ class LocationFacts:
     """Whether a trace from an entry starts before or after the nonlinearity; None if none can start here."""
     head_input: AttentionTraceType | None = None
     """Q, K or V for the query, key or value of a head; None for the rest."""
+    token_axes: tuple[int, ...] = field(init=False)
+    """Numbers of the axes that are as long as the prompt."""
+
+    def __post_init__(self) -> None:
+        """Find the axes of tokens."""
+        axes = tuple(i for i, one in enumerate(self.dimensions) if one.is_sequence_token_dimension)
+        object.__setattr__(self, "token_axes", axes)
 
     @property
     def is_residual(self) -> bool:

@@ -48,8 +48,8 @@ def site_entering(layer: int) -> Site:
 def of_row(site: Site, x: torch.Tensor, row: int, n_tokens: int) -> torch.Tensor:
     """One row of the value *x* [b, ...] at *site*, without pads."""
     x = x[row]
-    for axis, dimension in enumerate(site[0].dimensions):
-        if dimension.is_sequence_token_dimension:
+    for axis in site[0].facts.token_axes:
+        if x.shape[axis] != n_tokens:  # or a view of the same would be made for every tap of a prompt without pads
             x = x.narrow(axis, 0, n_tokens)
     return x
 
