@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.architecture import Architecture, ModelDimensions
@@ -13,10 +14,15 @@ from dst_grpc.pipeline.interventions import tensor_bytes
 from dst_grpc.pipeline.pass_memory import pass_bytes
 from dst_grpc.pipeline.plan import last_layer_of
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes
-from dst_grpc.pipeline.store import widened
+from dst_grpc.pipeline.store import widened_sites
 
 if TYPE_CHECKING:
     from dst_grpc.pipeline.plan import Plan
+
+
+_pass_bytes = lru_cache(128)(pass_bytes)
+"""The same of recent kinds of runs: programs ask the same of many prompts, and to count takes longer than the rest of
+planning."""
 
 
 def parameters_of_blocks(model: ModelDimensions, architecture: Architecture) -> int:
@@ -30,14 +36,14 @@ def costed(plan: Plan, store_bytes: int = 0) -> Plan:
     """*plan* with its cost, if a store of *store_bytes* keeps its recording."""
     model, run, scalars = plan.model, plan.run, plan.scalars
     sizes = Sizes.of_prompt(model, len(run.token_ids))
-    kept = widened(plan, store_bytes)
+    values, gradients = widened_sites(plan, store_bytes)
     needed = plan.values | run.values
     logit_count = max(len(run.logit_positions), int(last_layer_of(needed) is None))
     n_passes = len(run.passes) if plan.gradients else 0
-    passes = pass_bytes(
+    passes = _pass_bytes(
         sizes,
-        kept.values | run.values,
-        kept.gradients | run.attached if kept.gradients else (),
+        values | run.values,
+        gradients | run.attached if gradients else gradients,
         n_gradient_passes=max(n_passes, 1),
         logit_count=logit_count,
         spliced=plan.spliced,

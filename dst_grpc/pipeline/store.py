@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import LOCAL
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from dst_grpc.contexts.entries import AutoencoderEntry
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.results import MadeAnswer
     from dst_grpc.engine.taps import Site
@@ -38,6 +40,8 @@ _GRADIENTS_PER_LAYER = tuple(tap for tap in _L if tap.facts.keeps_gradient)
 
 DEFAULT_STORE_BYTES = 512 << 20
 _LARGEST_ANSWER = 256 << 10
+_QUESTIONS = 128
+"""Kinds of runs whose cheap taps are remembered."""
 _LARGEST_SHARE = 4
 """A recording larger than this share of the budget would evict too much, so that only the taps asked for are
 recorded."""
@@ -194,18 +198,45 @@ def _size_of(answer: MadeAnswer | None) -> int:
 def widened(plan: Plan, budget_bytes: int) -> Plan:
     """*plan*, also recording every cheap tap of the layers it runs, if that fits the largest share of a store's
     budget."""
+    values, gradients = widened_sites(plan, budget_bytes)
+    return plan if values is plan.values else replace(plan, values=values, gradients=gradients)
+
+
+def widened_sites(plan: Plan, budget_bytes: int) -> tuple[frozenset[Site], frozenset[Site]]:
+    """Where `widened` records values, and gradients."""
     if not budget_bytes:
-        return plan
-    values = plan.values | frozenset(_sideways(plan, _first_layer(plan.values, _first_change(plan)), _PER_LAYER))
-    gradients = plan.gradients
-    if gradients:
-        gradients |= frozenset(_sideways(plan, _first_layer(gradients, 0), _GRADIENTS_PER_LAYER))
-        values |= gradients
+        return plan.values, plan.gradients
+    n_layers = plan.model.dimensions.n_layers
     sizes = Sizes.of_prompt(plan.model, len(plan.token_ids))
-    recorded_bytes = sizes.recorded_bytes((*values, *gradients), most_latents(plan.spliced))
-    if recorded_bytes * _LARGEST_SHARE > budget_bytes:
-        return plan
-    return replace(plan, values=values, gradients=gradients)
+    last = n_layers - 1 if plan.stop_after_layer is None else plan.stop_after_layer
+    values, gradients, n_bytes = _with_cheap(
+        sizes, plan.spliced, plan.values, plan.gradients, first_change=_first_change(plan), last=last
+    )
+    if n_bytes * _LARGEST_SHARE > budget_bytes:
+        return plan.values, plan.gradients
+    return values, gradients
+
+
+@lru_cache(_QUESTIONS)
+def _with_cheap(
+    sizes: Sizes,
+    spliced: tuple[AutoencoderEntry, ...],
+    values: frozenset[Site],
+    gradients: frozenset[Site],
+    *,
+    first_change: int,
+    last: int,
+) -> tuple[frozenset[Site], frozenset[Site], int]:
+    """*values* and *gradients* with every cheap tap of the layers up to *last* that run, and the bytes of all.
+
+    Remembered, because programs ask the same of many prompts, and every plan asks it twice.
+    """
+    cheap = partial(_sideways, sizes, spliced, last=last)
+    values |= frozenset(cheap(_PER_LAYER, first=_first_layer(values, first_change)))
+    if gradients:
+        gradients |= frozenset(cheap(_GRADIENTS_PER_LAYER, first=_first_layer(gradients, 0)))
+        values |= gradients
+    return values, gradients, sizes.recorded_bytes((*values, *gradients), most_latents(spliced))
 
 
 def _covers(recording: Recording, plan: Plan) -> bool:
@@ -231,18 +262,22 @@ def _is_first(location: ActivationLocationType) -> bool:
     return location is _L.RESID_POST_EMBEDDING
 
 
-def _sideways(plan: Plan, first: int, per_layer: tuple[ActivationLocationType, ...]) -> Iterator[Site]:
-    """Every cheap tap of the layers from *first* to the last that runs."""
+def _sideways(
+    sizes: Sizes,
+    spliced: tuple[AutoencoderEntry, ...],
+    per_layer: tuple[ActivationLocationType, ...],
+    *,
+    first: int,
+    last: int,
+) -> Iterator[Site]:
+    """Every cheap tap of the layers from *first* to *last*."""
     if first < 0:
         yield _L.RESID_POST_EMBEDDING, None
-    n_layers = plan.model.dimensions.n_layers
-    last = n_layers - 1 if plan.stop_after_layer is None else plan.stop_after_layer
-    architecture = plan.model.architecture
-    locations = [location for location in per_layer if architecture.why_without(location) is None]
+    locations = [location for location in per_layer if sizes.architecture.why_without(location) is None]
     for layer in range(max(first, 0), last + 1):
         for location in locations:
             yield location, layer
-    for info in plan.spliced:
+    for info in spliced:
         for layer in info.layer_indices:
             if max(first, 0) <= layer <= last:
                 for tap in info.input.splice_taps:

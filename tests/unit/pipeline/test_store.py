@@ -12,6 +12,7 @@ from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.origins import LossFnConfig
+from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.results import MadeAnswer
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.pipeline.plan import Plan
@@ -121,6 +122,17 @@ def test_what_does_not_fit_is_not_widened(world: models.World) -> None:
     plan = plan_of(world, T.MLP_ACT_TIMES_GRAD)
     assert RecordingStore(1000).widened(plan) is plan
     assert RecordingStore(0).widened(plan) is plan
+
+
+def test_what_is_recorded_besides_is_found_once_for_a_kind_of_run(world: models.World) -> None:
+    """Another question of the same taps about another prompt of as many tokens shares the sites."""
+    first, other = (
+        plan_of(world, T.MLP_ACT_TIMES_GRAD, prompt=Prompt(token_ids=tokens)) for tokens in ((1, 2, 3), (4, 5, 6))
+    )
+    wide, again = RecordingStore().widened(first), RecordingStore().widened(other)
+    assert wide.values is again.values
+    assert wide.gradients is again.gradients
+    assert again.token_ids == (4, 5, 6)
 
 
 def test_the_least_recently_used_goes_first(world: models.World) -> None:
