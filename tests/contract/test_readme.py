@@ -34,10 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [command for language, block in BLOCKS if language == "console" for command in commands_of(block)]
-CAUSAL = (ROOT / "docs" / "causal.md").read_text(encoding="utf-8")
-ATTRIBUTION = (ROOT / "docs" / "attribution.md").read_text(encoding="utf-8")
-GRAPHS = (ROOT / "docs" / "graphs.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README + CAUSAL + ATTRIBUTION + GRAPHS, re.MULTILINE | re.DOTALL)
+PAGES_WITH_PROGRAMS = ("causal", "attribution", "circuits", "graphs")
+PAGES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES_WITH_PROGRAMS]
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", "".join([README, *PAGES]), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(name="address", scope="module")
