@@ -15,10 +15,12 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from dst_grpc.client._unreachable import why_unreachable
-from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Unavailable, Unimplemented
+from dst_grpc.errors import Cancelled, DeadlineExceeded, DstError, Exhausted, Unavailable, Unimplemented
 from dst_grpc.wire.errors import error_from_status
 
 DETAILS_KEY = "grpc-status-details-bin"
+_TOO_LARGE = ("CLIENT: Sent message larger", "SERVER: Received message larger")
+"""How gRPC says that a request is larger than its own client, or the server, allows."""
 
 
 @contextmanager
@@ -48,6 +50,8 @@ def error_of_call(error: grpc.aio.AioRpcError, target: str, timeout: float | Non
             return DeadlineExceeded(f"{target} did not answer {within}")
         case grpc.StatusCode.CANCELLED:
             return Cancelled(f"the call to {target} was cancelled")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if details.startswith(_TOO_LARGE):
+            return Exhausted(f"the request is too large ({details}): send large tensors ahead, with put_tensor")
         case grpc.StatusCode.UNIMPLEMENTED:
             return Unimplemented(f"{target} has no such method; it is older than this client, or no dst-grpc server")
         case code:

@@ -7,10 +7,11 @@ import socket
 from collections.abc import AsyncIterator
 
 import grpc
+import numpy as np
 import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2
-from dst_grpc.client import AsyncClient, Client
+from dst_grpc.client import AsyncClient, Client, set_value
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import (
     Cancelled,
@@ -122,6 +123,12 @@ def test_a_bare_code_from_a_proxy_has_its_class(
     service.bare = (code, "rbac")
     with pytest.raises(error, match=text):
         client.models()
+
+
+def test_of_a_request_that_is_too_large_the_tensors_go_ahead(client: Client) -> None:
+    large = set_value("logits", np.zeros((300, 4000)))
+    with pytest.raises(Exhausted, match=r"the request is too large .* send large tensors ahead, with put_tensor"):
+        client.derive("a b", interventions=[large])
 
 
 @pytest.mark.parametrize(
