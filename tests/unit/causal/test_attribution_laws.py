@@ -36,8 +36,10 @@ from dst_grpc.engine.decoder import Decoder
 from dst_grpc.engine.layer import Layer
 from dst_grpc.engine.propagation import PLAIN, Propagation
 from dst_grpc.engine.taps import Site, Taps, site_entering
+from dst_grpc.errors import require
 from dst_grpc.scalars.origins import LossOrigin
 from tests import families, models, plain
+from tests.unit.causal import cutting
 
 M, N = AttributionMethod, AttributedNode
 LOSS = LossOrigin(models.LOSS)
@@ -181,11 +183,17 @@ def test_scores_of_edges_are_slopes_of_exact_patches(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
-def test_scores_of_edges_are_slopes_in_families_with_norms_of_queries_and_keys(family: str, tmp_path: Path) -> None:
+def test_edges_are_scored_and_patched_in_families_with_norms_of_queries_and_keys(family: str, tmp_path: Path) -> None:
     decoder = open_checkpoint(families.save(families.make(family), tmp_path)).load("cpu", torch.float64)
     assert decoder.config.qk_norm
     found, slopes = edges_of(asked(decoder, edges=True)), slopes_of_patches(decoder, PAIR)
     assert (found - slopes).abs().max() < 1e-7 * slopes.abs().max()
+    two = cutting.Pair(decoder, PAIR.base, PAIR.source)
+    base, source = (written_by_sources(decoder, tokens) for tokens in (PAIR.base, PAIR.source))
+    rows = [(edge, change(decoder, edge, base, source, 1.0)) for edge in two.graph.edges]
+    patched = require(decoder.forward(torch.tensor([PAIR.base] * len(rows)), EdgePatches(rows)))
+    places = [(two.graph.index_of_source(edge.source), two.graph.index_of_reader(edge.reader)) for edge, _ in rows]
+    torch.testing.assert_close(two.runs.logits([two.edge(*place) for place in places]), patched[:, -1])
 
 
 @pytest.mark.parametrize(
