@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 _PATIENCE_OF_OTHERS = 0.1
 """Part of the time that a client may take nothing, after which it is given up if others wait for what it holds."""
+_NEAR_BYTES = 2 * _MIB
+"""What is made ahead of a client that reads promptly: gRPC copies it while it is in the processor's caches, and memory
+that was just given back is used again."""
+_PROMPT_SECONDS = 0.02
+"""How soon a client that reads promptly takes a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +145,9 @@ class Outbox:
         self._delivering: asyncio.Task[None] | None = None
         """The task that delivers them; None while there is none, or if they were all made at once."""
         self._is_beginning = self._is_stopped = False
+        self._goes_on = asyncio.Event()
+        """Whether more is made now: little waits, or the client does not read promptly."""
+        self._goes_on.set()
         self.begun_at: float | None = None
         """When the first message was to be sent, by `time.monotonic`; None if none was."""
         self.first_taken_at: float | None = None
@@ -174,7 +182,9 @@ class Outbox:
         elif not self._is_beginning:
             self._is_beginning = True
             asyncio.get_running_loop().call_soon(self._begin)
-        if self._held_bytes > size:
+        if not self._goes_on.is_set():
+            await self._until_taken()
+        elif self._held_bytes > size:
             await asyncio.sleep(0)  # what is made without a pause must leave time to others
 
     async def send(self, messages: AsyncGenerator[bytes, None]) -> None:
@@ -245,11 +255,15 @@ class Outbox:
 
     def hold(self, size: int) -> None:
         """Count *size* bytes that wait in this outbox."""
+        if self._held_bytes <= _NEAR_BYTES < self._held_bytes + size:
+            self._goes_on.clear()
         self._held_bytes += size
         self._unread.hold(self._caller, size)
 
     def _give_back(self, size: int) -> None:
         self._held_bytes -= size
+        if self._held_bytes <= _NEAR_BYTES:
+            self._goes_on.set()
         while not self._held_bytes and self._waiting:  # one message of each call may always wait
             self._waiting.popleft().let_in()
         self._unread.give_back(self._caller, size)
@@ -263,6 +277,14 @@ class Outbox:
         async with aclosing(messages):  # gRPC would leave that to the garbage collector
             async for message in messages:
                 await self.put(message)
+
+    async def _until_taken(self) -> None:
+        """Wait until little waits, or the client has had time to take it."""
+        timer = asyncio.get_running_loop().call_later(_PROMPT_SECONDS, self._goes_on.set)
+        try:
+            await self._goes_on.wait()
+        finally:
+            timer.cancel()
 
     async def _wait(self, put: _Put) -> None:
         self._waiting.append(put)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.rpc import outbox
 from dst_grpc.rpc.outbox import Outbox, Unread, UnreadLimits
 
 SECONDS = 10.0
@@ -82,6 +83,21 @@ async def test_work_pauses_beyond_the_budget_and_goes_on_as_it_is_read() -> None
     await until_still(work)
     assert unread.byte_count == 90
     assert not work.is_over
+    reader.reads.set()
+    await ended(sending)
+    assert len(reader.got) == 1000
+
+
+@pytest.mark.parametrize(("patience", "ahead"), [(SECONDS, 3), (0.0, 10)])
+async def test_work_stays_near_a_client_that_reads_promptly_and_runs_ahead_of_others(
+    monkeypatch: pytest.MonkeyPatch, patience: float, ahead: int
+) -> None:
+    monkeypatch.setattr(outbox, "_NEAR_BYTES", 20)
+    monkeypatch.setattr(outbox, "_PROMPT_SECONDS", patience)
+    unread, reader, work = Unread(UnreadLimits(max_caller_bytes=100)), Reader(), Work(1000, 10)
+    sending = carried(unread.outbox("a", reader.write), work)
+    await until_still(work)
+    assert unread.byte_count == 10 * ahead
     reader.reads.set()
     await ended(sending)
     assert len(reader.got) == 1000
