@@ -96,22 +96,30 @@ def circuit(
     alternative: AlternativeOption = "patching",
     reference: ReferenceOption = None,
     select: Annotated[
-        str,
-        typer.Option("--select", metavar="NAME", help="Edges to keep: the largest (absolute), signed or greedy."),
-    ] = "absolute",
+        str | None,
+        typer.Option(
+            "--select", metavar="NAME", help="Edges to keep: the largest (absolute, the default), signed or greedy."
+        ),
+    ] = None,
     faithfulness: Annotated[
-        float, typer.Option("--faithfulness", help="Show the smallest circuit that is at least so faithful.")
-    ] = DEFAULT_WANTED_FAITHFULNESS,
+        float | None,
+        typer.Option(
+            "--faithfulness",
+            help=f"Show the smallest circuit that is at least so faithful. Default: {DEFAULT_WANTED_FAITHFULNESS}.",
+        ),
+    ] = None,
     fraction: Annotated[
         list[float] | None,
         typer.Option("--fraction", help="A fraction of edges to keep; may be repeated. Default: those of MIB."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of EAP-IG.")] = DEFAULT_STEPS,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help=f"Steps of EAP-IG. Default: {DEFAULT_STEPS}.")
+    ] = None,
     scores: ScoresOption = None,
     evaluate: EvaluateOption = None,
     acdc: Annotated[
         float | None,
-        typer.Option("--acdc", metavar="THRESHOLD", help="Search with ACDC instead: one run per edge."),
+        typer.Option("--acdc", metavar="THRESHOLD", help="Search with ACDC instead of a curve: one run per edge."),
     ] = None,
     prune: Annotated[
         bool | None, typer.Option("--prune/--no-prune", help="Leave out edges on no path through. Default: they are.")
@@ -141,8 +149,12 @@ def circuit(
     with errors_reported(as_json=as_json):
         if not (target or loss or pairs):
             raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
+        of_curve = {"select": select, "faithfulness": faithfulness, "fraction": fraction, "steps": steps}
         if latents:
             _check_latents(scores, html)
+        has_curve = acdc is None or scores is not None
+        if not has_curve:
+            _check_search(of_curve)
         check_writable(html, "--html")
         file = None if scores is None else _mib(scores, "--scores")
         request = make_circuit_request(
@@ -161,7 +173,7 @@ def circuit(
             latents=latents,
             acdc_threshold=acdc,
             model=model or None,
-            **({} if acdc is not None else _curve(select, faithfulness, fraction, steps, as_json=as_json)),
+            **(_curve(of_curve, with_scores=as_json) if has_curve else {}),
             **({} if file is None else {"scores": file.scores, "scores_orientation": "denoising"}),
         )
         with connect(server) as client, progress_bar() as progress:
@@ -186,17 +198,18 @@ def _check_latents(scores: Path | None, html: Path | None) -> None:
     problems.raise_if_any()
 
 
-def _curve(
-    select: str, faithfulness: float, fractions: list[float] | None, steps: int, *, as_json: bool
-) -> dict[str, Any]:
-    """The arguments of the curve."""
-    return {
-        "selection": select,
-        "wanted_faithfulness": faithfulness,
-        "fractions": fractions or (),
-        "steps": steps,
-        "with_scores": as_json,
-    }
+def _check_search(of_curve: Mapping[str, Any]) -> None:
+    """Refuse what is of curves alone; raises InvalidRequest."""
+    problems = Violations()
+    for name, value in of_curve.items():
+        problems.check(value is None, f"--{name}", "must be absent with --acdc: it is about curves")
+    problems.raise_if_any()
+
+
+def _curve(of_curve: Mapping[str, Any], *, with_scores: bool) -> dict[str, Any]:
+    """The arguments of the curve, as far as they were given."""
+    names = {"select": "selection", "faithfulness": "wanted_faithfulness", "fraction": "fractions", "steps": "steps"}
+    return {"with_scores": with_scores} | {names[one]: value for one, value in of_curve.items() if value is not None}
 
 
 def _show(progress: Progress, task: TaskID, news: CircuitProgress) -> None:

@@ -124,6 +124,10 @@ def test_a_search_has_no_curve(run: Run, service: FakeService) -> None:
     assert asked is not None
     assert asked.acdc is not None
     assert (asked.curve, asked.acdc.threshold) == (None, 0.25)
+    refused = run(*ASKED, "--acdc", "0.25", "--select", "signed", "--fraction", "0.1")
+    assert refused.exit_code != 0
+    assert "--select: must be absent with --acdc" in refused.stderr
+    assert "--fraction: must be absent with --acdc" in refused.stderr
 
 
 def test_a_file_of_the_benchmark_goes_out_and_comes_back(run: Run, service: FakeService, tmp_path: Path) -> None:
