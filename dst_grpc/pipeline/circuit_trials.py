@@ -21,7 +21,7 @@ from dst_grpc.domain import pairs
 from dst_grpc.domain.circuit import CircuitSelection
 from dst_grpc.domain.pairs import Orientation
 from dst_grpc.errors import require
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, length_of_mean, of_length
+from dst_grpc.pipeline.pair_planner import length_of_mean
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -199,11 +199,9 @@ class Trials(ABC):
         alternative = self._asked.request.alternative
         length = length_of_mean(pair, alternative)
         if length not in self._means:
-            prompts = of_length(self._asked.reference, length)
             mean = MeanWrites(by_position=alternative is not pairs.Alternative.MEAN)
-            step = max(BLOCK_TOKENS // self._asked.longest, 1)
-            for start in range(0, len(prompts), step):
-                mean.add(self._record(prompts[start : start + step]))
+            for prompts in self._asked.reference_batches(length):
+                mean.add(self._record(prompts))
             self._means[length] = mean.mean(self._decoder.dtype)
         return self._means[length]
 

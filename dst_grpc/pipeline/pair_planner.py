@@ -20,7 +20,7 @@ from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from typing import Protocol
 
     from dst_grpc.contexts.registry import Registry
@@ -74,11 +74,6 @@ def length_of_mean(pair: Pair, alternative: Alternative) -> int | None:
     return len(pair.base) if alternative is Alternative.MEAN_BY_LENGTH else None
 
 
-def of_length(reference: Sequence[Tokens], length: int | None) -> list[Tokens]:
-    """The *reference* prompts of *length*, or all of them, shortest first."""
-    return sorted((one for one in reference if length in {None, len(one)}), key=len)
-
-
 R = TypeVar("R", AttributeRequest, CircuitRequest, PatchRequest)
 
 BLOCK_TOKENS = 512
@@ -98,6 +93,14 @@ class PairsPlan(SteppedPlan[R]):
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max(map(len, (*(pair.base for pair in self.pairs), *self.reference)))
+
+    def reference_batches(self, length: int | None) -> Iterator[list[Tokens]]:
+        """The reference prompts of *length*, or all of them, the longest first, as many at once as pairs are
+        recorded together."""
+        prompts = sorted((one for one in self.reference if length in {None, len(one)}), key=len, reverse=True)
+        step = max(BLOCK_TOKENS // self.longest, 1)
+        for start in range(0, len(prompts), step):
+            yield prompts[start : start + step]
 
     @property
     @abstractmethod

@@ -16,11 +16,11 @@ from dst_grpc.causal.patching import Cell, MeanOfRuns, PatchedRuns, record_pairs
 from dst_grpc.causal.writes import Alternative, MeanWrites, Writes, record
 from dst_grpc.domain import pairs
 from dst_grpc.pipeline.directions import naming, vectors_of
-from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, length_of_mean, of_length
+from dst_grpc.pipeline.pair_planner import length_of_mean
 from dst_grpc.pipeline.passes import load_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from dst_grpc.causal.attribution import Pair
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.engine.splice import Splice
     from dst_grpc.engine.taps import Site
-    from dst_grpc.pipeline.pair_planner import Tokens
     from dst_grpc.pipeline.patch_paths import PathCell
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.scalars.explained_model import AutoencoderSet
@@ -159,23 +158,12 @@ class PatchRuns:
         """The mean over the reference prompts of a pair of what is read."""
         length = length_of_mean(pair, self._asked.request.alternative)
         if length not in self._means:
-            prompts = of_length(self._asked.reference, length)
             mean = MeanOfRuns(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
-            sites, splices = self._asked.sites, self._splices
-            self._in_batches(
-                prompts, partial(mean.add, decoder=self._decoder, sites=sites, splices=splices, check=self._check)
-            )
+            for prompts in self._asked.reference_batches(length):
+                mean.add(prompts, self._decoder, self._asked.sites, splices=self._splices, check=self._check)
+                self.n_passes += 1
             self._means[length] = mean.mean(self._decoder.dtype)
         return self._means[length]
-
-    def _in_batches(self, prompts: Sequence[Tokens], add: Callable[[Sequence[Tokens]], object]) -> None:
-        """Add all *prompts*, the longest first, in batches."""
-        prompts = prompts[::-1]
-        step = max(BLOCK_TOKENS // self._asked.longest, 1)
-        for start in range(0, len(prompts), step):
-            self._check()
-            add(prompts[start : start + step])
-            self.n_passes += 1
 
     # Paths
 
@@ -245,10 +233,10 @@ class PatchRuns:
         """The mean over the reference prompts of a pair of what sources write."""
         length = length_of_mean(pair, self._asked.request.alternative)
         if length not in self._written:
-            prompts = of_length(self._asked.reference, length)
             mean = MeanWrites(by_position=self._asked.request.alternative is not pairs.Alternative.MEAN)
-            record_all = partial(record, decoder=self._decoder, splices=self._splices, check=self._check)
-            self._in_batches(prompts, lambda some: mean.add(record_all(some)))
+            for prompts in self._asked.reference_batches(length):
+                mean.add(record(prompts, self._decoder, splices=self._splices, check=self._check))
+                self.n_passes += 1
             self._written[length] = mean.mean(self._decoder.dtype)
         return self._written[length]
 
