@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
 from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -89,9 +90,10 @@ class Recording:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def _tensors(self) -> Iterable[torch.Tensor]:
-        for tensors in (self.taps.values, self.taps.gradients, *self.passes):
-            yield from tensors.values()
-        yield from self.logits.values()
+        """All, each once: the gradients of a single pass are those that formulas read."""
+        of_sites = (self.taps.values, self.taps.gradients, *self.passes)
+        found = chain(self.logits.values(), *(tensors.values() for tensors in of_sites))
+        return {id(x): x for x in found}.values()
 
 
 def weighted_sum(passes: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
