@@ -85,7 +85,7 @@ class Run:
             self.propagation,
         )
 
-    @property
+    @cached_property
     def all_origins(self) -> tuple[Origin, ...]:
         """All scalars to compute, each once: those to report come first."""
         return tuple(dict.fromkeys((*self.origins, *(one.origin for one in self.passes))))
