@@ -78,7 +78,6 @@ class Derivation:
             found[PassType.BACKWARD] = self._formed(self._backward(layer))
         return found
 
-    @torch.no_grad()
     def in_rows(self, layer: int | None, n_rows: int) -> Iterator[tuple[PassType, int, torch.Tensor]]:
         """The tensors of `at`, each with its pass and 0; or, of types that have a vector for each of many entries at
         each token, *n_rows* tokens at a time, each with the first of them.
@@ -93,7 +92,7 @@ class Derivation:
             part = self._bound(layer).activation
         for start in range(0, self.recorded.n_tokens, n_rows):
             self.check()
-            yield PassType.FORWARD, start, part(slice(start, start + n_rows))
+            yield PassType.FORWARD, start, torch.no_grad()(part)(slice(start, start + n_rows))
 
     @cached_property
     def _component(self) -> Component:
