@@ -11,6 +11,7 @@ All that a server streams passes through here. Used on the event loop only.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter, deque
 from contextlib import aclosing, suppress
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dst_grpc.domain.readings import MemoryKind, MemoryReading
-from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.errors import Exhausted, Reason, require
 from dst_grpc.failures import without_locals
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Write = Callable[[bytes], Awaitable[None]]
 
 _MIB = 1 << 20
+_SMALL_BYTES = 1 << 16
+"""What gRPC buffers of a call."""
 _PATIENCE_OF_OTHERS = 0.1
 """Part of the time that a client may take nothing, after which it is given up if others wait for what it holds."""
 _NEAR_BYTES = 2 * _MIB
@@ -63,6 +66,8 @@ class Unread:
         self._held: Counter[str] = Counter()
         self._queues: dict[str, deque[_Put]] = {}
         """Those that wait for room, by caller, in order of arrival."""
+        self._sent: dict[str, dict[Outbox, float]] = {}
+        """Since when gRPC has a large message of a call that its client has not taken, by caller; the oldest first."""
 
     def memory(self) -> MemoryReading:
         """What they take. May be called on any thread."""
@@ -71,8 +76,29 @@ class Unread:
         )
 
     def outbox(self, caller: str, write: Write) -> Outbox:
-        """The outbox of a call of *caller*, whose messages *write* sends: it returns when gRPC has taken one."""
+        """The outbox of a call of *caller*, whose messages *write* sends: it returns when gRPC has taken one.
+
+        Raises:
+            Exhausted: (SLOW_READER) if twice what may wait does, and the caller has stalled. One message of each call
+                may always wait, and gRPC keeps that of a call that was given up: many calls would take any memory.
+        """
+        limits, held = self.limits, self._held[caller]
+        stalled = time.monotonic() - next(iter(self._sent.get(caller, {}).values()), math.inf)
+        is_far_beyond = held > 2 * limits.max_caller_bytes or self.byte_count > 2 * limits.max_total_bytes
+        if is_far_beyond and stalled > limits.slow_reader_seconds * _PATIENCE_OF_OTHERS:
+            raise _slow_reader(stalled, held)
         return Outbox(self, caller, write)
+
+    def note_sent(self, caller: str, outbox: Outbox) -> None:
+        """Note that gRPC is given a large message of *outbox*."""
+        self._sent.setdefault(caller, {})[outbox] = time.monotonic()
+
+    def note_taken(self, caller: str, outbox: Outbox) -> None:
+        """Note that the client has taken it, or is gone."""
+        sent = self._sent.get(caller, {})
+        sent.pop(outbox, None)
+        if not sent:
+            self._sent.pop(caller, None)
 
     def hold(self, caller: str, size: int) -> None:
         """Count *size* bytes that wait for *caller*."""
@@ -136,6 +162,8 @@ class Outbox:
         self._unread, self._caller, self._write = unread, caller, write
         self._messages: deque[bytes] = deque()
         self._held_bytes = 0
+        self._left_bytes = 0
+        """Of the message that gRPC keeps, though the call was given up."""
         self._waiting: deque[_Put] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._writing: asyncio.Timeout | None = None
@@ -269,9 +297,35 @@ class Outbox:
         self._unread.give_back(self._caller, size)
 
     def _drop(self) -> None:
-        """Forget what is not taken yet."""
+        """Forget what is not taken yet, but for what gRPC keeps."""
         self._messages.clear()
-        self._give_back(self._held_bytes)
+        self._give_back(self._held_bytes - self._left_bytes)
+
+    async def _hand_over(self, message: bytes) -> None:
+        """Give *message*, a large one, to gRPC, which keeps it until the client takes it, even if the call is given up:
+        so long it is counted."""
+        writing = asyncio.ensure_future(self._write(message))
+        self._unread.note_sent(self._caller, self)
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            if require(self._writing).expired():
+                self._left_bytes = len(message)
+                writing.add_done_callback(self._let_go)
+            else:
+                writing.cancel()
+            raise
+        finally:
+            if not self._left_bytes:
+                self._unread.note_taken(self._caller, self)
+
+    def _let_go(self, writing: asyncio.Future[None]) -> None:
+        """Count no more what gRPC kept of a call that was given up: its client has taken it, or is gone."""
+        if not writing.cancelled():
+            writing.exception()  # nobody waits for it
+        size, self._left_bytes = self._left_bytes, 0
+        self._give_back(size)
+        self._unread.note_taken(self._caller, self)
 
     async def _put_all(self, messages: AsyncGenerator[bytes, None]) -> None:
         async with aclosing(messages):  # gRPC would leave that to the garbage collector
@@ -308,7 +362,8 @@ class Outbox:
                     self.begun_at = started
                 try:
                     async with asyncio.timeout(seconds) as self._writing:
-                        await self._write(message)
+                        # Of a small one gRPC takes a copy at once.
+                        await (self._write if len(message) <= _SMALL_BYTES else self._hand_over)(message)
                 except TimeoutError:
                     raise _slow_reader(time.monotonic() - started, self._held_bytes) from None
                 finally:

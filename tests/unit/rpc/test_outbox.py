@@ -53,7 +53,7 @@ def stalled(outbox: Outbox) -> bool:
 
 
 async def until_still(*works: Work) -> None:
-    """Wait until nobody makes anything any more."""
+    """Wait until nobody makes anything any more, and all that is ready has run."""
     before = -1
     while (made := sum(work.made for work in works)) > before:
         before = made
@@ -190,6 +190,40 @@ async def test_a_client_that_takes_nothing_is_given_up_and_everything_of_it_with
     assert caught.value.reason is Reason.SLOW_READER
     assert caught.value.retry_after_seconds is None
     assert work.is_over
+    assert unread.byte_count == 0
+
+
+async def test_who_has_stalled_far_beyond_the_budget_begins_no_more_calls_until_grpc_keeps_less_of_them() -> None:
+    """One message of each call may always wait, and stays with gRPC: many calls would take any memory."""
+    size = 100_000
+    unread = Unread(UnreadLimits(max_caller_bytes=3 * size // 2, slow_reader_seconds=0.01))
+    readers = [Reader() for _ in range(4)]
+    for reader in readers:
+        with pytest.raises(Exhausted):
+            await asyncio.wait_for(unread.outbox("a", reader.write).send(Work(1, size).messages()), SECONDS)
+    assert unread.byte_count == 4 * size
+    with pytest.raises(Exhausted) as caught:
+        unread.outbox("a", Reader().write)
+    assert caught.value.reason is Reason.SLOW_READER
+    unread.outbox("b", Reader().write)
+    readers[0].reads.set()
+    await until_still()
+    assert unread.byte_count == 3 * size
+    unread.outbox("a", Reader().write)
+    for reader in readers:
+        reader.reads.set()
+    await until_still()
+    assert unread.byte_count == 0
+
+
+async def test_nothing_of_a_call_that_is_cancelled_is_left() -> None:
+    unread, work = Unread(), Work(1, 100_000)
+    sending = carried(unread.outbox("a", Reader().write), work)
+    await until_still(work)
+    assert unread.byte_count == 100_000
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
     assert unread.byte_count == 0
 
 
