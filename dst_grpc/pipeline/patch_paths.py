@@ -67,18 +67,21 @@ def path_cells(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> P
     places = len(senders) * len(receivers)
     if findings.count > before or not check_cell_count(places, path, findings):
         return None
-    lists = [
-        [receiver for receiver in receivers if _has_path(graph, sender, receiver, through_mlps=grid.through_mlps)]
+    reached = [
+        [
+            j
+            for j, receiver in enumerate(receivers)
+            if _has_path(graph, sender, receiver, through_mlps=grid.through_mlps)
+        ]
         for sender in senders
     ]
-    findings.check(any(lists), path, "no path leads from any of the senders to any of the receivers")
+    findings.check(any(reached), path, "no path leads from any of the senders to any of the receivers")
     cells: list[PathCell] = []
-    for i, (sender, own) in enumerate(zip(senders, lists, strict=True)):
+    for i, (sender, own) in enumerate(zip(senders, reached, strict=True)):
         if grid.together:
-            cells += [PathCell(i, sender, tuple(own))] if own else []
+            cells += [PathCell(i, sender, tuple(receivers[j] for j in own))] if own else []
         else:
-            start = i * len(receivers)
-            cells += [PathCell(start + j, sender, (one,)) for j, one in enumerate(receivers) if one in set(own)]
+            cells += [PathCell(i * len(receivers) + j, sender, (receivers[j],)) for j in own]
     axes = [PatchAxis(name="sender", labels=tuple(map(str, senders)))]
     if not grid.together:
         axes.append(PatchAxis(name="receiver", labels=tuple(map(str, receivers))))
