@@ -21,6 +21,7 @@ from tests.load import (
     put_tensors,
     slow_explain,
     slow_readers,
+    small_windows,
     tenants,
     violations,
     worst_requests,
@@ -31,6 +32,7 @@ ATTACKS: Mapping[str, Attack] = {
     "violations": violations.attack,
     "big_lists": big_lists.attack,
     "slow_readers": slow_readers.attack,
+    "small_windows": small_windows.attack,
     "malformed_stream": malformed_stream.attack,
     "greedy_callers": greedy_callers.attack,
     "plan_cache": plan_cache.attack,
@@ -48,6 +50,7 @@ ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "tenants": tenants.arguments,
     "guesses": guesses.arguments,
     "put_tensors": put_tensors.arguments,
+    "small_windows": small_windows.arguments,
 }
 """What the servers of some attacks are started with, given a folder for files."""
 
