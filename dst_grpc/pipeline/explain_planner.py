@@ -316,9 +316,10 @@ def _taps(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]
 
 
 def _reading(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Plan:
-    """*plan* with everything recorded that the parts read."""
+    """*plan* with everything recorded that the parts read, and nothing besides: the parts read so much that the rest
+    would double the memory of the pass, and leave little to ask that it answers."""
     logits = plan.run.logit_positions & {_logit_token(plan)} if _P.TOP_LOGITS in parts else frozenset()
-    return replace(plan.also_recording(_taps(plan, groups, parts)), logits=logits)
+    return replace(plan.also_recording(_taps(plan, groups, parts)), logits=logits, records_besides=False)
 
 
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:

@@ -4,8 +4,9 @@ computed from them: the same request again needs nothing at all.
 A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders; and
 by the caller unless recordings are shared, as the time that an answer takes would tell one caller what others ask. To
 make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
-the layers it runs, which costs memory but almost no time. The least recently used are evicted when the budget is spent.
-Used on its device's thread only, but for `holds` and `answer`.
+the layers it runs, which costs memory but almost no time; but not for Explain, which reads most of them anyway. The
+least recently used are evicted when the budget is spent. Used on its device's thread only, but for `holds` and
+`answer`.
 """
 
 from __future__ import annotations
@@ -204,7 +205,7 @@ def widened(plan: Plan, budget_bytes: int) -> Plan:
 
 def widened_sites(plan: Plan, budget_bytes: int) -> tuple[frozenset[Site], frozenset[Site]]:
     """Where `widened` records values, and gradients."""
-    if not budget_bytes:
+    if not (budget_bytes and plan.records_besides):
         return plan.values, plan.gradients
     n_layers = plan.model.dimensions.n_layers
     sizes = Sizes.of_prompt(plan.model, len(plan.token_ids))
