@@ -32,7 +32,7 @@ _L = ActivationLocationType
 _P = ExplainPart
 MAX_TABLE_NODES = 20_000
 """Most nodes of one table."""
-KEPT_BYTES = 8 << 20
+KEPT_BYTES = 2 << 20
 """Bytes of derived scalars that are kept between choosing nodes and looking them up: those of short prompts."""
 _SCORES_OF_A_MESSAGE = 20_000
 _COPIES_OF_CHOSEN = 2

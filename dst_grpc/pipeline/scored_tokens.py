@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,38 +58,35 @@ class TokenScorer:
         """
         if self._start != start:
             self._start, self._scored = start, self._all_scored(tables, start, stop)
-            self._score_inputs.clear()
         return self._scored.pop(part)
 
     def _all_scored(
         self, tables: Sequence[Sequence[NodeIndex]], start: int, stop: int
     ) -> dict[ExplainPart, list[ScoredTokens]]:
-        vectors = {
-            part: [self._vectors(part, i, table[start:stop], start) for i, table in enumerate(tables)]
-            for part in self._parts
-        }
         by_matrix: dict[tuple[int, bool], list[ExplainPart]] = {}
         for part in self._parts:
             matrix, lengths = self._matrix(part)
             by_matrix.setdefault((matrix.data_ptr(), lengths is not None), []).append(part)
-        scored = {}
+        scored: dict[ExplainPart, list[ScoredTokens]] = {}
         for parts in by_matrix.values():
             matrix, lengths = self._matrix(parts[0])
-            directions = [self._directions(part, vectors[part]) for part in parts]
+            of_parts = [(part, i) for part in parts for i in range(len(tables))]
+            vectors = [self._met(part, i, tables[i][start:stop], start) for part, i in of_parts]
+            self._score_inputs.clear()
+            directions = torch.cat([one.directions for one in vectors])
+            pieces = directions.split([len(one.directions) for one in vectors])
+            vectors = [replace(one, directions=piece) for one, piece in zip(vectors, pieces, strict=True)]
             found = extreme_tokens(
-                torch.cat(directions),
-                matrix,
-                self._asked.scored_token_count,
-                lengths=lengths,
-                check=self._results[0].check,
+                directions, matrix, self._asked.scored_token_count, lengths=lengths, check=self._results[0].check
             )
-            mean, first = self._model.decoder.mean_unembedding, 0
-            for part, of_part in zip(parts, directions, strict=True):
-                own = found.rows(first, first + len(of_part))
+            first = 0
+            for (part, _), one in zip(of_parts, vectors, strict=True):
+                own = found.rows(first, first + len(one.directions))
+                first += len(one.directions)
                 if part is _P.UPVOTED_OUTPUT_TOKENS:
-                    own = own.minus((of_part.to(mean.dtype) @ mean).float())
-                scored[part] = self._of_runs(part, vectors[part], own, start)
-                first += len(of_part)
+                    own = own.minus(self._means(one.directions))
+                nodes = _node_tokens(one, own, start, self._model.tokenizer.token_strings)
+                scored.setdefault(part, []).append(ScoredTokens(part=part, nodes=nodes))
         return scored
 
     def _matrix(self, part: ExplainPart) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -98,21 +96,17 @@ class TokenScorer:
             return decoder.unembedding, None
         return decoder.embedding.t(), decoder.embedding_lengths if self._asked.unit_length_embeddings else None
 
-    def _directions(self, part: ExplainPart, vectors: Sequence[Vectors]) -> torch.Tensor:
-        """The directions of all runs, one after the other, as they meet the matrix of *part*."""
+    def _means(self, directions: torch.Tensor) -> torch.Tensor:
+        """Mean output score of each of *directions* over the vocabulary, [M]."""
+        mean = self._model.decoder.mean_unembedding
+        return (directions.to(mean.dtype) @ mean).float()
+
+    def _met(self, part: ExplainPart, i: int, nodes: Sequence[NodeIndex], start: int) -> Vectors:
+        """As `_vectors`, with directions as they meet the matrix of *part*."""
         decoder = self._model.decoder
         factor = decoder.final_norm.gain if part is _P.UPVOTED_OUTPUT_TOKENS else decoder.config.embedding_scale
-        return torch.cat([one.directions for one in vectors]) * factor
-
-    def _of_runs(
-        self, part: ExplainPart, vectors: Sequence[Vectors], found: TokenExtremes, start: int
-    ) -> list[ScoredTokens]:
-        scored, first = [], 0
-        for one in vectors:
-            nodes = _node_tokens(one, found, first, start, self._model.tokenizer.token_strings)
-            scored.append(ScoredTokens(part=part, nodes=nodes))
-            first += len(one.directions)
-        return scored
+        vectors = self._vectors(part, i, nodes, start)
+        return replace(vectors, directions=vectors.directions * factor)
 
     def _vectors(self, part: ExplainPart, i: int, nodes: Sequence[NodeIndex], start: int) -> Vectors:
         """The vectors to score of *nodes* of one run, the first of which is at *start* of its table."""
@@ -130,7 +124,6 @@ class TokenScorer:
 def _node_tokens(
     vectors: Vectors,
     found: TokenExtremes,
-    first: int,
     start: int,
     texts: Callable[[Sequence[int]], list[str]],
 ) -> tuple[NodeTokens, ...]:
@@ -138,8 +131,7 @@ def _node_tokens(
 
     Args:
         vectors: one run's vectors.
-        found: the scored tokens of all directions.
-        first: the row of this run's first direction in *found*.
+        found: the scored tokens of its directions.
         start: the number, in the table, of the first node of the list.
         texts: gives the text of a token.
     """
@@ -147,11 +139,11 @@ def _node_tokens(
     ids = torch.stack((found.top_ids, found.bottom_ids)).tolist()
     result = []
     for node, row, coefficient in zip(vectors.nodes, vectors.rows, vectors.coefficients, strict=True):
-        largest = max(abs(scores[0][first + row][0]), abs(scores[1][first + row][0])) * abs(coefficient)
+        largest = max(abs(scores[0][row][0]), abs(scores[1][row][0])) * abs(coefficient)
         ends = []
         for end in (0, 1) if coefficient >= 0 else (1, 0):
-            tokens = ids[end][first + row]
-            of_end = [score * coefficient for score in scores[end][first + row]]
+            tokens = ids[end][row]
+            of_end = [score * coefficient for score in scores[end][row]]
             normalized = [score / largest if largest else 0.0 for score in of_end]
             ends.append(tuple(map(TokenScore, tokens, texts(tokens), of_end, normalized)))
         result.append(NodeTokens(node=start + node, top=ends[0], bottom=ends[1]))

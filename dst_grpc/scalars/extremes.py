@@ -29,18 +29,24 @@ class Columns(NamedTuple):
 
 
 def in_columns(n: int, k: int, at_once: int) -> Iterator[Columns]:
-    """All *n* columns in steps that `RunningExtremes` can see.
+    """All *n* columns in steps that `RunningExtremes` can see: the first in blocks so small that there are enough.
 
     Args:
         n: columns in all.
         k: entries to select.
         at_once: columns of a step; more if *k* needs them.
     """
-    enough = _BLOCK * _WORTH_BLOCKS * k
-    step = max(at_once - at_once % _BLOCK, enough)
-    whole = n // _BLOCK * _BLOCK if n >= enough else 0
+    enough = _WORTH_BLOCKS * k
+    step = max(at_once // _BLOCK, -(-enough // _BLOCK)) * _BLOCK
+    whole = n // _BLOCK * _BLOCK
+    whole = whole if whole >= enough else 0
+    block = _BLOCK
     for start in range(0, whole, step):
-        yield Columns(start, min(start + step, whole), _BLOCK)
+        stop = min(start + step, whole)
+        while start == 0 and stop < enough * block:
+            block //= 2
+        yield Columns(start, stop, block)
+        block = _BLOCK
     if whole < n:
         yield Columns(whole, n, 1)
 

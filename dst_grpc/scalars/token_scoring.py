@@ -14,7 +14,7 @@ import torch
 from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.scalars.extremes import RunningExtremes, in_columns
 
-_CHUNK_TOKENS, _FEWEST_TOKENS, _CHUNK_SCORES = 4096, 1024, 1 << 21
+_CHUNK_TOKENS, _FEWEST_TOKENS, _CHUNK_SCORES = 4096, 1024, 1 << 18
 """Tokens scored at a time, and about how many scores: bounds the memory, and keeps operands in the CPU's caches."""
 _ROUNDING = 4
 """Units of rounding by which entries of unit vectors may differ that are multiples of one another."""
@@ -118,9 +118,10 @@ def distinct_directions(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     units *= signs.unsqueeze(1)
     # Equal units have almost the same projection, so that sorting by it puts them next to one another.
     order = (units @ _projection(units.shape[1]).to(units)).argsort()
+    units = units[order]
     tolerance = _ROUNDING * torch.finfo(vectors.dtype).eps
     is_new = torch.ones(len(units), dtype=torch.bool, device=units.device)
-    is_new[1:] = (units[order[1:]] - units[order[:-1]]).abs().amax(dim=1) > tolerance
+    is_new[1:] = (units[1:] - units[:-1]).abs_().amax(dim=1) > tolerance
     rows = torch.empty_like(order)
     rows[order] = is_new.cumsum(0) - 1
     chosen = order[is_new]
