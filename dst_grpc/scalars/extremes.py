@@ -58,7 +58,8 @@ class RunningExtremes:
         """Select *k* entries of each row, at one end."""
         self._k, self._largest = k, largest
         self._bounds: list[torch.Tensor] = []
-        self._n_bounds, self._n_at_threshold = 0, 0
+        self._n_new = 0
+        """Bounds that the threshold does not take into account yet."""
         self._threshold = torch.empty(0)
         """No entry below [N, 1] is among the k best. Signs here and below are such that the largest are the best."""
         self._found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -69,10 +70,10 @@ class RunningExtremes:
         blocks = x.unflatten(1, (-1, columns.block))
         bounds = blocks.amax(dim=2) if self._largest else -blocks.amin(dim=2)
         self._bounds.append(bounds)
-        self._n_bounds += bounds.shape[1]
-        if self._n_bounds >= 2 * self._n_at_threshold:
+        self._n_new += bounds.shape[1]
+        if self._n_new >= _WORTH_BLOCKS * self._k or len(self._bounds) == 1:
             best = torch.cat(self._bounds, dim=1).topk(self._k, dim=1).values
-            self._bounds, self._n_at_threshold, self._threshold = [best], self._n_bounds, best[:, -1:]
+            self._bounds, self._n_new, self._threshold = [best], 0, best[:, -1:]
         rows, chosen = (bounds >= self._threshold).nonzero(as_tuple=True)
         entries = blocks[rows, chosen]
         entries = entries if self._largest else -entries

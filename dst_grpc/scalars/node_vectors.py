@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dst_grpc.domain.indices import NodeIndex
+    from dst_grpc.engine.layer import Layer
     from dst_grpc.engine.taps import Site
     from dst_grpc.scalars.explained_model import ExplainedModel
     from dst_grpc.scalars.recorded_taps import RecordedTaps
@@ -142,24 +143,29 @@ def score_input_vectors(
         if not seen.any():
             continue
         t, u, h = group.entries[seen].to(model.decoder.device).t()
-        residual = HeadPair(model.topology).residual_before(layer)
-        rho = recorded.value(residual.site)[torch.cat((t, u))]
+        rho = recorded.value(HeadPair(model.topology).residual_before(layer).site)
         keys, queries = recorded.value((_L.ATTN_KEY, layer))[u, h], recorded.value((_L.ATTN_QUERY, layer))[t, h]
-        heads, which = h.unique(return_inverse=True)
-        n = len(h)
-        node = torch.arange(n, device=h.device)
-        with torch.enable_grad():
-            rho = rho.requires_grad_()
-            normed = block.attn_norm(rho, detach_scale=True)
-            q = block.inputs_of_heads(AttentionTraceType.Q, heads, normed[:n], t)[node, which]
-            k = block.inputs_of_heads(AttentionTraceType.K, heads, normed[n:], u)[node, which]
-            # Each is the score of a prompt of one query and one key, for one head.
-            raised, held = (x[:, None, None] for x in (torch.cat((q, queries)), torch.cat((keys, k))))
-            (gradient,) = torch.autograd.grad(block.attn_scores(raised, held).sum(), rho)
         places += group.positions[seen].tolist()
-        of_queries.append(gradient[:n])
-        of_keys.append(gradient[n:])
+        # One after the other: each takes a copy of its heads' weights.
+        of_queries.append(_score_gradient(block, AttentionTraceType.Q, rho, t, h, keys))
+        of_keys.append(_score_gradient(block, AttentionTraceType.K, rho, u, h, queries))
     return _vectors(model, places, of_queries), _vectors(model, places, of_keys)
+
+
+def _score_gradient(
+    block: Layer, part: AttentionTraceType, rho: torch.Tensor, tokens: torch.Tensor, h: torch.Tensor, held: torch.Tensor
+) -> torch.Tensor:
+    """Gradients [n, d] of scores at the residual *rho* [T, d] of *tokens* [n], which heads *h* [n] read as *part*, with
+    what they meet, [n, c], held constant."""
+    heads, which = h.unique(return_inverse=True)
+    with torch.enable_grad():
+        read = rho[tokens].requires_grad_()
+        inputs = block.inputs_of_heads(part, heads, block.attn_norm(read, detach_scale=True), tokens)
+        raised = inputs[torch.arange(len(h), device=h.device), which]
+        # Each is the score of a prompt of one query and one key, for one head; which is which makes no difference.
+        scores = block.attn_scores(raised[:, None, None], held[:, None, None])
+        (gradient,) = torch.autograd.grad(scores.sum(), read)
+    return gradient
 
 
 def _vectors(

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 
 from dst_grpc.engine.cancellation import Check, never_cancelled
-from dst_grpc.scalars.extremes import RunningExtremes, in_columns
+from dst_grpc.scalars.extremes import Columns, RunningExtremes, in_columns
 
-_CHUNK_TOKENS, _FEWEST_TOKENS, _CHUNK_SCORES = 4096, 1024, 1 << 18
+_CHUNK_TOKENS, _FEWEST_TOKENS, _CHUNK_SCORES = 4096, 512, 1 << 18
 """Tokens scored at a time, and about how many scores: bounds the memory, and keeps operands in the CPU's caches."""
 _ROUNDING = 4
 """Units of rounding by which entries of unit vectors may differ that are multiples of one another."""
@@ -80,13 +80,17 @@ def extreme_tokens(
         return TokenExtremes(none, no_ids, none, no_ids)
     directions, rows, factors = distinct_directions(vectors)
     top, bottom = (RunningExtremes(count, largest=largest) for largest in (True, False))
-    for columns in in_columns(n_tokens, count, _chunk(len(directions))):
-        check()
+
+    def see(columns: Columns) -> None:  # and let go of the scores before the next are made
         scores = (directions @ vocabulary[:, columns.start : columns.stop]).float()
         if lengths is not None:
             scores /= lengths[columns.start : columns.stop]
         top.see(scores, columns)
         bottom.see(scores, columns)
+
+    for columns in in_columns(n_tokens, count, _chunk(len(directions))):
+        check()
+        see(columns)
     return TokenExtremes(*top.best(), *bottom.best()).times(rows, factors)
 
 

@@ -117,7 +117,10 @@ class ValueDirections(WriteDirections):
     def at(self, entries: torch.Tensor) -> torch.Tensor:
         """Of some keys and heads [m, 2], [m, d]."""
         u, h = entries.t()
-        raw = torch.einsum("nc,ncd->nd", self.values[u, h], self.layer.attn_out[h])
+        values, weights = self.values[u, h], self.layer.attn_out
+        raw = values.new_empty(len(values), weights.shape[-1])
+        for head in h.unique().tolist():  # all at once, each entry would have a copy of its head's weights
+            raw[h == head] = values[h == head] @ weights[head]
         return unit_write(raw, self.layer.attn_post_norm)
 
     def norms(self) -> torch.Tensor:
