@@ -19,6 +19,7 @@ from dst_grpc.domain.scalars import FACTS
 from dst_grpc.pipeline.answer_memory import MESSAGE_BYTES, of_layer
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32
 from dst_grpc.scalars.token_scoring import scoring_bytes
+from dst_grpc.scalars.topk import STEP_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,10 +86,13 @@ class ExplainPlan:
 
     @property
     def _choosing_bytes(self) -> int:
-        """Bytes of one layer of a derived scalar while its largest entries are found: what may be chosen from, in rows
-        and in blocks, besides the tensor itself; and of the scalars that are kept meanwhile."""
-        kept = min(sum(one.output_bytes for plan in self.plans for one in plan.scalars), KEPT_BYTES)
-        return kept + _COPIES_OF_CHOSEN * max((of_layer(one) for plan in self.plans for one in plan.scalars), default=0)
+        """Bytes of the layers of a derived scalar that are searched together for its largest entries: what may be
+        chosen from, in rows and in blocks, besides the tensors themselves; and of the scalars that are kept
+        meanwhile."""
+        scalars = [one for plan in self.plans for one in plan.scalars]
+        kept = min(sum(one.output_bytes for one in scalars), KEPT_BYTES)
+        searched = (max(of_layer(one), min(one.output_bytes, STEP_BYTES)) for one in scalars)
+        return kept + _COPIES_OF_CHOSEN * max(searched, default=0)
 
     @property
     def _vectors_of_a_run(self) -> int:

@@ -97,7 +97,8 @@ class ExplanationAnswer:
         yield self._headers
         if _P.NODE_TABLE in parts or _P.COMPONENT_SUMS in parts:
             tables = NodeTables(self._asked, self._results, self._model.tokenizer)
-            yield partial(self._scanned, tables)
+            yield partial(self._without_parts, tables.scan)
+            yield partial(self._without_parts, tables.look_up)
             if _P.NODE_TABLE in parts:
                 yield partial(self._tables_of_groups, tables)
             if _P.COMPONENT_SUMS in parts:
@@ -151,8 +152,8 @@ class ExplanationAnswer:
             detach_final_layer_norm_scale=bool(result.plan.request.detach_final_layer_norm_scale),
         )
 
-    def _scanned(self, tables: NodeTables) -> Parts:
-        tables.scan()
+    def _without_parts(self, work: Callable[[], None]) -> Parts:
+        work()
         return []
 
     def _tables_of_groups(self, tables: NodeTables) -> Parts:

@@ -5,6 +5,7 @@ Every type of every run is derived once, for all groups together.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ from dst_grpc.scalars.residual_shares import SharesOfResiduals
 from dst_grpc.scalars.topk import Entries
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from dst_grpc.domain.explain import TopKGroup
     from dst_grpc.domain.indices import NodeIndex
@@ -40,30 +41,63 @@ if TYPE_CHECKING:
 _P = ExplainPart
 
 
+_Ends = tuple[list["NodeIndex"], list["NodeIndex"]]
+"""The largest and the smallest nodes, each list descending."""
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedUp:
+    """Values of nodes in one run."""
+
+    places: Mapping[NodeIndex, int]
+    """Where each node is."""
+    values: Mapping[DerivedScalarType, torch.Tensor]
+    """Of each type, NaN at nodes that are none of it, [nodes]."""
+
+
 class NodeTables:
     """The selections of the groups of one request. Used on the device's thread only."""
 
     def __init__(self, asked: ExplainPlan, results: Sequence[RunResult], tokenizer: Tokenizer) -> None:
         """Derive nothing yet; *results* are those of the plans of *asked*."""
         self._asked, self._results, self._tokenizer = asked, results, tokenizer
+        self._groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
         self._entries: list[dict[DerivedScalarType, Entries]] = []
         """The types of each run."""
+        self._chosen: list[dict[TopKGroup, _Ends]] = []
+        """What each group selected in each run."""
+        self._looked_up: list[_LookedUp] = []
+        """For each run what any table may list."""
 
     def scan(self) -> None:
         """Derive every type of every run once; sums and tables are then made from the candidates."""
-        asked = self._asked
-        groups = (*(asked.groups if _P.NODE_TABLE in asked.parts else ()), *asked.component_groups)
-        left = KEPT_BYTES
+        asked, left = self._asked, KEPT_BYTES
         for i, result in enumerate(self._results):
             sizes = {s.facts.type: s.output_bytes for s in result.plan.scalars}
             found = {s.facts.type: Entries(result.derivation(s)) for s in result.plan.scalars}
             for dst, entries in found.items():
-                mine = [group for group in groups if dst in group.dsts]
+                mine = [group for group in self._groups if dst in group.dsts]
                 ends = {end for group in mine for end in ends_of(group.selection)}
                 is_kept = sizes[dst] <= left
                 left -= sizes[dst] if is_kept else 0
                 entries.scan(max(map(self._k, mine)), asked.token_indices[i], sorted(ends), is_kept=is_kept)
             self._entries.append(found)
+            self._chosen.append({group: self._chosen_by(found, group) for group in self._groups})
+
+    def look_up(self) -> None:
+        """Look up all nodes that any group selected, of all tables together: layers are derived again for it."""
+        lists = [_listed(of_run.values()) for of_run in self._chosen]
+        if self._asked.is_shared:
+            everyone = dict.fromkeys(node for nodes in lists for node in nodes)
+            lists = [everyone] * len(lists)
+        places = NodeGroups(())
+        for i, nodes in enumerate(lists):
+            if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
+                places = NodeGroups(tuple(nodes))
+            values = {dst: torch.full((places.count,), torch.nan) for dst in self._entries[i]}
+            for dst, found in values.items():
+                self._entries[i][dst].values_at(places, found)
+            self._looked_up.append(_LookedUp({node: number for number, node in enumerate(nodes)}, values))
 
     def sums(self, i: int) -> list[ScalarSum]:
         """The sum of each type of one run."""
@@ -73,25 +107,19 @@ class NodeTables:
 
     def tables(self, groups: Sequence[TopKGroup]) -> list[NodeTable]:
         """The table of each run: the nodes that it selected itself or, if shared, that any run selected."""
-        chosen = []
         lists: list[dict[NodeIndex, None]] = []
-        for i in range(len(self._results)):
-            of_run = [self._chosen(i, group) for group in groups]
-            chosen.append(of_run)
-            nodes = dict.fromkeys(node for top, bottom in of_run for node in (*top, *bottom))
+        for of_run in self._chosen:
+            nodes = _listed(of_run[group] for group in groups)
             if self._asked.is_shared and lists:
                 lists[0].update(nodes)
                 nodes = lists[0]
             self._check_count(len(nodes))
             lists.append(nodes)
         tables: list[NodeTable] = []
-        numbers: dict[NodeIndex, int] = {}
-        places = NodeGroups(())
         for i, nodes in enumerate(lists):
-            if i == 0 or not self._asked.is_shared:  # shared nodes are the same for every run
-                numbers = {node: number for number, node in enumerate(nodes)}
-                places = NodeGroups(tuple(numbers))
-            of_groups = [self._group_values(i, group, chosen[i][g], numbers, places) for g, group in enumerate(groups)]
+            numbers = {node: number for number, node in enumerate(nodes)}
+            places = torch.tensor([self._looked_up[i].places[node] for node in nodes], dtype=torch.long)
+            of_groups = [self._group_values(i, group, numbers, places) for group in groups]
             tables.append(NodeTable(nodes=tuple(numbers), groups=tuple(of_groups), vocab_tokens=self._texts(numbers)))
         return tables
 
@@ -102,34 +130,28 @@ class NodeTables:
         if count > MAX_TABLE_NODES:
             raise InvalidRequest.of("k", f"the runs choose {count} nodes; a table holds at most {MAX_TABLE_NODES}")
 
-    def _chosen(self, i: int, group: TopKGroup) -> tuple[list[NodeIndex], list[NodeIndex]]:
+    def _chosen_by(self, entries: Mapping[DerivedScalarType, Entries], group: TopKGroup) -> _Ends:
         """The largest and the smallest nodes of a group in one run, each list descending."""
         lists: dict[bool, list[NodeIndex]] = {True: [], False: []}
         for largest in ends_of(group.selection):
-            ranked = [
-                pair for dst in group.dsts for pair in self._entries[i][dst].best(self._k(group), largest=largest)
-            ]
+            ranked = [pair for dst in group.dsts for pair in entries[dst].best(self._k(group), largest=largest)]
             ranked.sort(key=lambda pair: -pair[0])
             lists[largest] = [node for _, node in ranked]
         return lists[True], lists[False]
 
     def _group_values(
-        self,
-        i: int,
-        group: TopKGroup,
-        chosen: tuple[list[NodeIndex], list[NodeIndex]],
-        numbers: Mapping[NodeIndex, int],
-        places: NodeGroups,
+        self, i: int, group: TopKGroup, numbers: Mapping[NodeIndex, int], places: torch.Tensor
     ) -> GroupValues:
-        values = torch.full((places.count,), torch.nan)
+        values = torch.full((len(numbers),), torch.nan)
         mine = {dst: self._entries[i][dst] for dst in group.dsts}
         again = [dst for dst, entries in mine.items() if _says_effects_again(entries)]
         added_up = [dst for dst in mine if dst not in again]
         for dst in added_up:
-            mine[dst].values_at(places, values)
+            values = self._with_values(i, dst, places, values)
         listed = values.double().nansum().item()
         for dst in again:
-            mine[dst].values_at(places, values)
+            values = self._with_values(i, dst, places, values)
+        chosen = self._chosen[i][group]
         left_out = self._left_out(i, group)
         return GroupValues(
             group_id=group.group_id,
@@ -157,6 +179,11 @@ class NodeTables:
             ),
         )
 
+    def _with_values(self, i: int, dst: DerivedScalarType, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """*values* [n] with those of a type at its nodes, of nodes that were looked up at *places* [n]."""
+        found = self._looked_up[i].values[dst][places]
+        return torch.where(found.isnan(), values, found)
+
     def _residuals(self, i: int, dst: DerivedScalarType) -> dict[int, Shares]:
         """The residual at each layer in terms of a type's latents; nothing if it is not about effects of these."""
         derivation = self._entries[i][dst].derivation
@@ -181,6 +208,11 @@ class NodeTables:
             return ()
         texts = dict(zip(known, self._tokenizer.token_strings(known), strict=True))
         return tuple("" if token is None else texts[token] for token in ids)
+
+
+def _listed(chosen: Iterable[_Ends]) -> dict[NodeIndex, None]:
+    """All nodes of *chosen*, each once."""
+    return dict.fromkeys(node for top, bottom in chosen for node in (*top, *bottom))
 
 
 def _says_effects_again(entries: Entries) -> bool:

@@ -82,8 +82,13 @@ class RunningExtremes:
         self._found.append((entries[pairs, offsets], rows[pairs], places))
 
     def best(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values, best first, and their columns, both [N, k]. Which of equal entries are taken is not determined."""
+        """Values, best first, and their columns, both [N, k]; to be asked for once.
+
+        Which of equal entries are taken is not determined."""
         values, rows, columns = map(torch.cat, zip(*self._found, strict=True))
+        self._found.clear()
+        left = values >= self._threshold[rows, 0]
+        values, rows, columns = values[left], rows[left], columns[left]
         order = values.argsort(descending=True)
         order = order[rows[order].argsort(stable=True)]
         counts = rows.bincount(minlength=len(self._threshold))

@@ -1,7 +1,8 @@
 """All entries of one derived scalar of one run: its largest and smallest nodes, its sum, and its values at any nodes.
 
-A type is derived once, layer by layer, and only candidates and sums are kept: the memory is that of one layer, however
-long the prompt. To look nodes up, their layers are derived again, unless the type is so small that it was kept.
+A type is derived once, some layers at a time, and only candidates and sums are kept: the memory is that of one layer,
+however long the prompt, or a few MiB. To look nodes up, their layers are derived again, unless the type is so small
+that it was kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dst_grpc.engine.element_types import out_of_range, why_out_of_range
 from dst_grpc.scalars.extremes import extremes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.domain.scalar_facts import ScalarFacts
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Ranked = list[tuple[float, "NodeIndex"]]
 """Nodes with their values, best first."""
+STEP_BYTES = 4 << 20
+"""Bytes of tensors that are searched together: those of many layers, if the prompt is short."""
 
 
 class Entries:
@@ -65,15 +68,14 @@ class Entries:
         """
         found: dict[bool, list[tuple[float, int, _Layout]]] = {largest: [] for largest in ends}
         sums = None
-        for layer in self._layers:
-            x = self._tensor(layer)
+        for layers, x in self._in_steps():
             if is_kept:
-                self._kept[layer] = x
+                self._kept.update(zip(layers, x, strict=True))
             hidden = x.isneginf() if self.facts.has_hidden_entries else None
-            summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
+            summed = self._summed((x if hidden is None else x.masked_fill(hidden, 0.0)).sum(dim=0))
             sums = summed if sums is None else sums + summed
             rows = _rows(self.facts, x, token)
-            layout = _Layout(self.facts, layer, token or 0, rows.shape[1:])
+            layout = _Layout(self.facts, layers, token or 0, rows.shape[1:])
             for largest in found:
                 # Scores of masked keys are -inf: they rank last at either end, and are left out.
                 ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
@@ -89,12 +91,23 @@ class Entries:
             best.sort(key=lambda entry: entry[0], reverse=largest)
             self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
 
+    def _in_steps(self) -> Iterator[tuple[Sequence[int | None], torch.Tensor]]:
+        """Layers, and their tensors as one [layers, ...]: as many at once as take few bytes."""
+        todo = list(self._layers)
+        while todo:
+            first = self._tensor(todo[0])
+            layers = todo[: max(STEP_BYTES // max(first.nbytes, 1), 1)]
+            rest = [self._tensor(layer) for layer in layers[1:]]
+            yield layers, torch.stack([first, *rest]) if rest else first.unsqueeze(0)
+            del first, rest, todo[: len(layers)]
+
     def best(self, k: int, *, largest: bool) -> Ranked:
         """The *k* best nodes at one end, found by `scan`."""
         return self._best[largest][:k]
 
     def _summed(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum [T] or [T, U] of one layer over the axes that are not of tokens, without keys later than their query."""
+        """Sum [T] or [T, U] of *x*, a tensor as of one layer, over the axes that are not of tokens, without keys later
+        than their query."""
         if not is_of_token_pairs(self.facts):
             return x.flatten(1).sum(dim=1)
         if self.facts.is_flattened:
@@ -140,44 +153,46 @@ def sum_to_send(summed: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Maps the entries of one layer that may be selected to nodes."""
+    """Maps the entries of some layers that may be selected to nodes."""
 
     facts: ScalarFacts
-    layer: int | None
+    layers: Sequence[int | None]
     first_token: int
-    rest: tuple[int, ...]
-    """Sizes of the axes after those of tokens."""
+    shape: tuple[int, ...]
+    """Sizes of the axes of a layer: rows, as of `_rows`, and those after them."""
 
     def node(self, position: int) -> NodeIndex:
-        """The node at a position, entries counted row by row."""
+        """The node at a position, entries counted layer by layer and row by row."""
         entry = []
-        for size in reversed(self.rest):
+        for size in reversed(self.shape):
             position, index = divmod(position, size)
             entry.append(index)
+        layer, row = self.layers[position], entry.pop()
         if is_of_token_pairs(self.facts):
-            pair = position + self.first_token * (self.first_token + 1) // 2
+            pair = row + self.first_token * (self.first_token + 1) // 2
             t = _rows_of_triangle(pair)
             entry += [pair - t * (t + 1) // 2, t]
         else:
-            entry.append(position + self.first_token)
-        return node_at(self.facts, self.layer, entry[::-1])
+            entry.append(row + self.first_token)
+        return node_at(self.facts, layer, entry[::-1])
 
 
 def _rows(facts: ScalarFacts, x: torch.Tensor, token: int | None) -> torch.Tensor:
-    """The entries of one layer that may be selected: a row per token, or per pair of tokens of the lower triangle."""
+    """The entries of layers that may be selected: of each a row per token, or per pair of tokens of the lower
+    triangle."""
     if is_of_token_pairs(facts):
         return _triangle(x, is_flattened=facts.is_flattened, token=token)
-    return x if token is None else x[token : token + 1]
+    return x if token is None else x[:, token : token + 1]
 
 
 def _triangle(x: torch.Tensor, *, is_flattened: bool, token: int | None) -> torch.Tensor:
-    """Rows of the pairs of tokens (t, u <= t) of *x* [T, U, ...], or of its flattened form, t-major."""
+    """Rows of the pairs of tokens (t, u <= t) of *x* [layers, T, U, ...], or of its flattened form, t-major."""
     if is_flattened:
-        return x if token is None else x[token * (token + 1) // 2 :][: token + 1]
+        return x if token is None else x[:, token * (token + 1) // 2 :][:, : token + 1]
     if token is not None:
-        return x[token, : token + 1]
-    t, u = torch.tril_indices(x.shape[0], x.shape[1], device=x.device)
-    return x[t, u]
+        return x[:, token, : token + 1]
+    t, u = torch.tril_indices(x.shape[1], x.shape[2], device=x.device)
+    return x[:, t, u]
 
 
 def _rows_of_triangle(n_pairs: int) -> int:
