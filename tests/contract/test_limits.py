@@ -206,7 +206,7 @@ def known_requests() -> Iterator[Message]:
     yield to_wire(serving.small_request())
     yield to_wire(serving.large_request())
     yield to_wire(subjects.request(64, list(DerivedScalarType)))
-    yield to_wire(explain_benchmark.plan(64, n_runs=2).plans[0].request)
+    yield to_wire(explain_benchmark.plan(64, second=64).plans[0].request)
 
 
 def held(message: Message, most: Counter[str]) -> int:
