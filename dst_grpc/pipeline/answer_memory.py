@@ -66,9 +66,9 @@ def _working_bytes(sizes: Sizes, scalar: PlannedScalar) -> int:
     full = of_layer(scalar) * _entries_of_each(sizes, scalar)
     if facts.is_of_vectors:
         # The directions: as many as one token's writes, before these are summed over the heads.
-        # Sums come in another order than they are sent in, and are copied.
+        # Then sums come in another order than they are sent in, and are copied.
         of_token = of_layer(scalar) // max(scalar.axes[0].size, 1)
-        working = of_token * sizes.model.n_heads + _held_at_once(scalar) if facts.is_summed else of_token
+        working = max(of_token * sizes.model.n_heads, _held_at_once(scalar)) if facts.is_summed else of_token
         if facts.component is Component.NEURON:
             working = 0  # their directions are weights
     elif facts.is_raw:

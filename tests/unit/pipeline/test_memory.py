@@ -168,7 +168,7 @@ def test_deriving_takes_no_more_than_is_estimated_and_not_much_less(dst: T, fiel
     derive()
     sizes = Sizes.of_prompt(result.plan.model, 200)
     estimate, peak = derive_bytes(sizes, result.plan.scalars), peak_bytes(derive)
-    assert estimate - 2 * MIB < peak < estimate * (1 + BOUND)
+    assert estimate - 2 * MIB <= peak < estimate * (1 + BOUND)
 
 
 def test_what_a_store_keeps_besides_is_counted() -> None:
