@@ -56,7 +56,7 @@ _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 _ONE_PER_PORT = ("grpc.so_reuseport", 0)
 """A second server on the port must fail, not silently take half of the connections."""
-_TELL_SECONDS = 1.0
+_TELL_SECONDS = 5.0
 """How long a call that the server ends has for its status, which comes after what its client has not read yet."""
 
 _log = logging.getLogger(__name__)
