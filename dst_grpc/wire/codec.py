@@ -132,8 +132,12 @@ class Codec:
                 if self._check is not None:
                     self._check(message, value, problems)
                 return value if problems.count == before else BAD
+        if not problems.is_full:
+            return self._mended(values, problems, start)
         # Once no more can be listed, nothing needs to be usable for what else is wrong with it.
-        return BAD if problems.is_full else self._mended(values, problems, start)
+        if problems.count == before:
+            problems.add("", "")
+        return BAD
 
     def _values(self, message: Any, problems: Violations) -> dict[str, Any]:
         """The values in *message*, by the names of fields; BAD where one cannot be read."""

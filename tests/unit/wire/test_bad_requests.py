@@ -16,7 +16,15 @@ from google.protobuf.message import Message
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dst_grpc._gen.dst.v1 import context_pb2, explain_pb2, index_pb2, inference_pb2, intervention_pb2, trace_pb2
+from dst_grpc._gen.dst.v1 import (
+    context_pb2,
+    explain_pb2,
+    graph_probe_pb2,
+    index_pb2,
+    inference_pb2,
+    intervention_pb2,
+    trace_pb2,
+)
 from dst_grpc._gen.dst.v1.resolution_pb2 import ResolveRequest as ResolveRequestMessage
 from dst_grpc._gen.dst.v1.resolution_pb2 import ResolveStreamRequest as ResolveStreamRequestMessage
 from dst_grpc.domain.architecture import Architecture, UnsupportedType
@@ -519,6 +527,15 @@ def test_what_can_only_be_counted_is_not_looked_at_closely() -> None:
 
     n_calls(1)  # what is kept of the classes' fields
     assert n_calls(1100) - n_calls(100) <= 20 * 1000
+
+
+def test_what_can_only_be_counted_is_bad_where_only_a_rule_of_its_own_is_broken() -> None:
+    """Else what it is a part of is made of it."""
+    settings = [{"nodes": [""]}] * (MAX_VIOLATIONS + 1)  # each breaks a rule of the setting, not of a field
+    message = graph_probe_pb2.ProbeGraphRequest(graph="g", interventions={"interventions": [{"settings": settings}]})
+    value, problems = read_request(ProbeGraphRequest, message)
+    assert value is None
+    assert problems.count > MAX_VIOLATIONS
 
 
 @pytest.mark.parametrize(
