@@ -20,11 +20,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from dst_grpc._gen.dst.v1 import graph_pb2, inference_pb2, resolution_pb2
+from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
 from tests.load.common import DERIVE_STREAM, RESOLVE_STREAM, Findings, Target
-from tests.load.mutants import Mutant, kept_graph, mutants
+from tests.load.mutants import Mutant, mutants
 
-_GRAPH = "/dst.v1.GraphService/Graph"
 _MESSAGES = 20_000
 _IN_FLIGHT = 16
 _CHUNK = 2000
@@ -43,9 +42,9 @@ _ITEMS: dict[str, Any] = {
 
 
 def arguments(folder: Path) -> tuple[str, ...]:
-    """No recordings and few graphs are kept: they would take half a gigabyte each, as they may."""
+    """No recordings are kept: they would take half a gigabyte, as they may."""
     del folder
-    return ("--store-bytes", "0", "--kept-graph-bytes", str(1 << 20))
+    return ("--store-bytes", "0")
 
 
 @dataclass
@@ -61,9 +60,7 @@ class _Seen:
 async def attack(target: Target, found: Findings) -> None:
     """Send them in chunks, some at a time."""
     wanted, seed = int(os.environ.get("FUZZ_MESSAGES", _MESSAGES)), int(os.environ.get("FUZZ_SEED", "1"))
-    async with target.channel() as channel:
-        calls = mutants(Random(seed), await _kept(channel))
-    seen, settled = _Seen(), 0
+    calls, seen, settled = mutants(Random(seed)), _Seen(), 0
     start, used = time.perf_counter(), target.cpu_seconds
     while seen.sent < wanted and target.memory_mib:
         async with target.channel() as channel:
@@ -88,13 +85,6 @@ async def attack(target: Target, found: Findings) -> None:
     found.say("slowest refusal, seconds", f"{slow:.2f}", f"<= {_SLOW}", slow <= _SLOW)
     drift = target.memory_mib - settled
     found.say("MiB more than after the first chunk", str(drift), f"<= {_DRIFT_MIB}", drift <= _DRIFT_MIB)
-
-
-async def _kept(channel: grpc.aio.Channel) -> str:
-    """The handle of a graph that the server keeps."""
-    graph: Any = channel.unary_stream(_GRAPH)
-    answers = [graph_pb2.GraphResponse.FromString(one) async for one in graph(kept_graph().SerializeToString())]
-    return next(frame.kept.handle for answer in answers for frame in answer.frames if frame.HasField("kept"))
 
 
 async def _send(channel: grpc.aio.Channel, mutant: Mutant, seen: _Seen) -> None:

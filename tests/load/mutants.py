@@ -11,32 +11,17 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from benchmarks.worst_requests import methods, small
-from dst_grpc._gen.dst.v1 import (
-    attribute_pb2,
-    circuit_pb2,
-    explain_pb2,
-    graph_pb2,
-    graph_probe_pb2,
-    inference_pb2,
-    pairs_pb2,
-    patch_pb2,
-    resolution_pb2,
-    tensor_pb2,
-    tensor_service_pb2,
-)
+from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from random import Random
 
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
 _LARGE = (0, 1, 2, 5, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
-_TEXTS = (
-    *("", "a", "embedded", "embedded/mlp_post_act", " Mary", "\0", "\u4e00" * 40, "embedded@x", "x" * 300, "../.."),
-    *("m0->logits", "a0.h1->a2.h0<q>", "m1", "h3.0@2", "h0.0@1"),
-)
+_TEXTS = ("", "a", "embedded", "embedded/mlp_post_act", " Mary", "\0", "\u4e00" * 40, "embedded@x", "x" * 300, "../..")
 _MOST_FIELDS = 3
 _MOST_MESSAGES = 4
 
@@ -50,16 +35,9 @@ class Mutant(NamedTuple):
     """What is sent."""
 
 
-def kept_graph() -> graph_pb2.GraphRequest:
-    """Asks for a graph that is kept, which others are then asked about."""
-    heads = graph_pb2.GRAPH_SOURCE_HEADS
-    return graph_pb2.GraphRequest(prompt=small("a b").prompt, sources=[heads], max_feature_nodes=4, keep=True)
-
-
-def mutants(random: Random, graph: str = "") -> Iterator[Mutant]:
-    """Calls without end; on a stream, of several messages each. Some ask about the kept *graph*."""
-    known = _known(graph)
-    kinds = [(method, _seeds(method, known)) for method in methods()]
+def mutants(random: Random) -> Iterator[Mutant]:
+    """Calls without end; on a stream, of several messages each."""
+    kinds = [(method, _seeds(method)) for method in methods()]
     ways: list[tuple[int, Callable[[Random, list[Message], list[bytes]], bytes]]] = [
         (6, _mutated),
         (2, _made),
@@ -77,46 +55,29 @@ def mutants(random: Random, graph: str = "") -> Iterator[Mutant]:
         yield Mutant(f"/{method.containing_service.full_name}/{method.name}", made)
 
 
-def _seeds(method: MethodDescriptor, known: Mapping[str, Message]) -> list[Message]:
+def _seeds(method: MethodDescriptor) -> list[Message]:
     """Requests of a method that a server answers at once, and an empty one."""
-    empty = GetMessageClass(method.input_type)()
-    return [known.get(method.input_type.name, empty), empty]
-
-
-def _known(graph: str) -> Mapping[str, Message]:
-    """A request of each type that is answered with little work."""
     run = small("a b")
-    named = small("a b")
-    named.request_id = "1"
+    explained = explain_pb2.ExplainRequest(
+        runs=[explain_pb2.ExplainRun(prompt=run.prompt, loss_fn_config=run.loss_fn_config)],
+        k=1,
+        parts=[explain_pb2.EXPLAIN_PART_NODE_TABLE],
+    )
     compared = explain_pb2.TopKRequest(runs=[run], k=1)
     compared.runs[0].ClearField("derived_scalars")
     compared.groups.add(group_id="g", dsts=[run.derived_scalars[0].dst])
-    pair = pairs_pb2.PromptPair(clean=run.prompt, corrupt=small("a a").prompt, loss_fn_config=run.loss_fn_config)
-    heads = attribute_pb2.ATTRIBUTED_NODE_HEAD
-    requests: tuple[Message, ...] = (
-        run,
-        inference_pb2.DeriveStreamRequest(request=named),
-        resolution_pb2.ResolveRequest(request=run),
-        resolution_pb2.ResolveStreamRequest(request={"request": named}),
-        compared,
-        explain_pb2.ExplainRequest(
-            runs=[explain_pb2.ExplainRun(prompt=run.prompt, loss_fn_config=run.loss_fn_config)],
-            k=1,
-            parts=[explain_pb2.EXPLAIN_PART_NODE_TABLE],
-        ),
-        patch_pb2.PatchRequest(pairs=[pair], grids=[patch_pb2.PatchGrid(node=heads, all_positions=True, layers=[3])]),
-        attribute_pb2.AttributeRequest(pairs=[pair], nodes=[heads]),
-        circuit_pb2.CircuitRequest(pairs=[pair], circuits=[circuit_pb2.KeptCircuit(edges=["m0->logits"])]),
-        kept_graph(),
-        graph_pb2.QueryGraphRequest(graph=graph, neighbours={"node": "h3.0@2"}),
-        graph_probe_pb2.ProbeGraphRequest(graph=graph, attention=graph_probe_pb2.GraphAttention(query=1)),
-        tensor_service_pb2.PutTensorRequest(
-            description=tensor_service_pb2.TensorDescription(
-                element_type=tensor_pb2.TENSOR_ELEMENT_TYPE_FLOAT32, sizes=[1]
-            )
-        ),
-    )
-    return {type(request).DESCRIPTOR.name: request for request in requests}
+    named = small("a b")
+    named.request_id = "1"
+    known: dict[str, Message] = {
+        "DeriveRequest": run,
+        "DeriveStreamRequest": inference_pb2.DeriveStreamRequest(request=named),
+        "ResolveRequest": resolution_pb2.ResolveRequest(request=run),
+        "ResolveStreamRequest": resolution_pb2.ResolveStreamRequest(request={"request": named}),
+        "TopKRequest": compared,
+        "ExplainRequest": explained,
+    }
+    empty = GetMessageClass(method.input_type)()
+    return [known.get(method.input_type.name, empty), empty]
 
 
 def _mutated(random: Random, seeds: list[Message], _others: list[bytes]) -> bytes:
