@@ -79,7 +79,6 @@ class Batcher:
         self._looking: asyncio.TimerHandle | None = None
         """When to look again for readers that have stalled."""
         self._at_rest = at_rest
-        self._n_finished = 0
         """Batches that have ended."""
         self._resting: asyncio.TimerHandle | None = None
         """When to see whether the device rests, if anything has run since it did."""
@@ -261,20 +260,17 @@ class Batcher:
     def _await_rest(self) -> None:
         if self._at_rest is not None and self._resting is None and not self._is_closed:
             loop = asyncio.get_running_loop()
-            self._resting = loop.call_later(_REST_SECONDS, self._rest, self._at_rest, self._n_finished)
+            self._resting = loop.call_later(_REST_SECONDS, self._rest, self._at_rest, self.worker.busy_seconds)
 
-    def _rest(self, at_rest: Callable[[], None], n_finished: int) -> None:
-        """Run *at_rest* if nothing runs, and nothing has since *n_finished* batches had."""
+    def _rest(self, at_rest: Callable[[], None], busy_seconds: float) -> None:
+        """Run *at_rest* if nothing has run since the device had been busy for *busy_seconds*."""
         self._resting = None
-        if self._is_closed:
-            return
-        if self.worker.is_busy or self._n_finished != n_finished:
+        if self.worker.busy_seconds > busy_seconds:
             self._await_rest()
         else:
             self.worker.submit(at_rest)
 
     def _finish(self, jobs: Sequence[Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
-        self._n_finished += 1
         self._await_rest()
         self.scheduler.finish([job for job in jobs if job.as_estimated])
         note_stages(jobs)

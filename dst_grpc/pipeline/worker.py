@@ -76,11 +76,6 @@ class Worker:
         seconds, since = self._busy_seconds, self._busy_since
         return seconds if since is None else seconds + time.monotonic() - since
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job runs. May be read on any thread."""
-        return self._busy_since is not None
-
     def translated(self, error: Exception) -> Exception:
         """*error*, or the error that replaces it for the caller; neither keeps alive what the job held."""
         if not is_out_of_memory(error):
