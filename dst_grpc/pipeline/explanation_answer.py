@@ -97,8 +97,8 @@ class ExplanationAnswer:
         yield self._headers
         if _P.NODE_TABLE in parts or _P.COMPONENT_SUMS in parts:
             tables = NodeTables(self._asked, self._results, self._model.tokenizer)
-            yield partial(self._without_parts, tables.scan)
-            yield partial(self._without_parts, tables.look_up)
+            yield partial(_without_parts, tables.scan)
+            yield partial(_without_parts, tables.look_up)
             if _P.NODE_TABLE in parts:
                 yield partial(self._tables_of_groups, tables)
             if _P.COMPONENT_SUMS in parts:
@@ -152,10 +152,6 @@ class ExplanationAnswer:
             detach_final_layer_norm_scale=bool(result.plan.request.detach_final_layer_norm_scale),
         )
 
-    def _without_parts(self, work: Callable[[], None]) -> Parts:
-        work()
-        return []
-
     def _tables_of_groups(self, tables: NodeTables) -> Parts:
         found = tables.tables(self._asked.groups)
         self._nodes = [table.nodes for table in found]
@@ -183,3 +179,9 @@ class ExplanationAnswer:
     def _scored(self, part: ExplainPart, start: int, stop: int) -> Parts:
         """The tokens of the nodes of one message, of all runs together."""
         return self._parts(PartKind.SCORED_TOKENS, self._scorer.scored(part, self._nodes, start, stop))
+
+
+def _without_parts(work: Callable[[], None]) -> Parts:
+    """A step that sends nothing."""
+    work()
+    return []
