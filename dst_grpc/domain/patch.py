@@ -72,9 +72,10 @@ class PathGrid:
     """Cells that each change what a receiver reads of a sender: path patching."""
 
     senders: tuple[str, ...] = ()
-    """Names of sources, such as "a0.h1"; empty = all that have a path."""
+    """Names of sources, such as "a0.h1"; empty = all, or all heads if paths go through MLPs."""
     receivers: tuple[str, ...] = ()
-    """Names of readers, such as "a2.h0<q>"; empty = all that have one."""
+    """Names of readers, such as "a2.h0<q>"; empty = all, or all inputs of heads and the logits if paths go through
+    MLPs. Two without a path between them have no cell."""
     through_mlps: bool = False
     """Whether paths that go through MLPs in between count (Wang et al. 2022), rather than only the edge itself."""
     together: bool = False
