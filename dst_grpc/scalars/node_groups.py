@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,11 +27,32 @@ class NodeGroup:
     """Their positions in the list, [n]."""
     entries: torch.Tensor
     """Their indices in a tensor of the type, [n, axes]; axes that are open are left out."""
+    _places: dict[tuple[int, ...], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False)
+    """What `places_in` returned."""
 
     @property
     def is_of_entries(self) -> bool:
         """Whether each node is one entry of its type's tensor: no axis is open."""
         return NODES[self.node_type].rank in {None, self.entries.shape[1]}
+
+    def places_in(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the nodes a tensor of *shape* has, and where; the same tensors for each derived scalar of the type.
+
+        Args:
+            shape: sizes of the axes; if there is one fewer than indices, the first is of pairs of tokens, t-major.
+
+        Returns:
+            The positions in the list of the nodes that are inside, and their entries counted row by row, both [m].
+        """
+        if shape not in self._places:
+            entries = self.entries
+            if len(shape) < entries.shape[1]:
+                t, u, rest = entries[:, :1], entries[:, 1:2], entries[:, 2:]
+                entries = torch.cat((t * (t + 1) // 2 + u, rest), dim=1)
+            inside = (entries < torch.tensor(shape)).all(dim=1)
+            strides = torch.tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
+            self._places[shape] = self.positions[inside], entries[inside] @ strides
+        return self._places[shape]
 
 
 class NodeGroups:

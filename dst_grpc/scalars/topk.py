@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Ranked = list[tuple[float, "NodeIndex"]]
 """Nodes with their values, best first."""
-STEP_BYTES = 4 << 20
+STEP_BYTES = 2 << 20
 """Bytes of tensors that are searched together: those of many layers, if the prompt is short."""
 
 
@@ -72,15 +72,12 @@ class Entries:
             if is_kept:
                 self._kept.update(zip(layers, x, strict=True))
             hidden = x.isneginf() if self.facts.has_hidden_entries else None
-            summed = self._summed((x if hidden is None else x.masked_fill(hidden, 0.0)).sum(dim=0))
+            summed = self._summed(x if hidden is None else x.masked_fill(hidden, 0.0))
             sums = summed if sums is None else sums + summed
             rows = _rows(self.facts, x, token)
             layout = _Layout(self.facts, layers, token or 0, rows.shape[1:])
-            for largest in found:
-                # Scores of masked keys are -inf: they rank last at either end, and are left out.
-                ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
-                values, positions = extremes(ranked.reshape(1, -1), k, largest=largest)
-                pairs = zip(values[0].tolist(), positions[0].tolist(), strict=True)
+            for largest, values, places in self._extremes(rows.flatten(), k, tuple(found)):
+                pairs = zip(values, places, strict=True)
                 found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
         self._sum = sums
         if not math.isfinite(self.total):
@@ -90,6 +87,16 @@ class Entries:
         for largest, best in found.items():
             best.sort(key=lambda entry: entry[0], reverse=largest)
             self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
+
+    def _extremes(self, x: torch.Tensor, k: int, ends: Sequence[bool]) -> Iterator[tuple[bool, list[float], list[int]]]:
+        """The *k* best entries of *x* [n] at each of *ends*, and their places."""
+        searched = {tuple(ends): x}
+        if self.facts.has_hidden_entries:
+            # Scores of masked keys are -inf: they rank last at either end, and are left out.
+            searched = {(largest,): x if largest else x.masked_fill(x.isneginf(), math.inf) for largest in ends}
+        for some, shown in searched.items():
+            values, places = extremes(shown, k, some)
+            yield from zip(some, values.tolist(), places.tolist(), strict=True)
 
     def _in_steps(self) -> Iterator[tuple[Sequence[int | None], torch.Tensor]]:
         """Layers, and their tensors as one [layers, ...]: as many at once as take few bytes."""
@@ -106,10 +113,11 @@ class Entries:
         return self._best[largest][:k]
 
     def _summed(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum [T] or [T, U] of *x*, a tensor as of one layer, over the axes that are not of tokens, without keys later
+        """Sum [T] or [T, U] of the layers *x* [layers, ...] over all axes that are not of tokens, without keys later
         than their query."""
         if not is_of_token_pairs(self.facts):
-            return x.flatten(1).sum(dim=1)
+            return x.flatten(2).sum(dim=2).sum(dim=0)
+        x = x.sum(dim=0)
         if self.facts.is_flattened:
             n_tokens = _rows_of_triangle(len(x))
             t, u = torch.tril_indices(n_tokens, n_tokens, device=x.device)
@@ -133,17 +141,16 @@ class Entries:
     def values_at(self, nodes: NodeGroups, values: torch.Tensor) -> None:
         """Write the value at each node that is one of this type into *values* [nodes of the list]."""
         rank = len(self.facts.dimensions) + self.facts.is_flattened
+        positions, found = [], []
         for layer in self._layers:
             group = nodes.of(self.facts.node_type, layer, rank)
-            if group is None:
-                continue
-            x, entries = self._tensor(layer), group.entries
-            if self.facts.is_flattened:
-                t, u, rest = entries[:, 0], entries[:, 1], entries[:, 2:]
-                entries = torch.cat(((t * (t + 1) // 2 + u).unsqueeze(1), rest), dim=1)
-            inside = (entries < torch.tensor(x.shape)).all(dim=1)
-            places_inside = entries[inside].to(x.device)
-            values[group.positions[inside]] = x[tuple(places_inside.t())].to("cpu", torch.float32)
+            if group is not None:
+                x = self._tensor(layer)
+                inside, places = group.places_in(x.shape)
+                positions.append(inside)
+                found.append(x.take(places.to(x.device)))
+        if found:
+            values[torch.cat(positions)] = torch.cat(found).to("cpu", torch.float32)
 
 
 def sum_to_send(summed: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from dst_grpc.domain.components import NodeType
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.scalars.node_groups import NodeGroups
@@ -14,6 +17,8 @@ NEURONS = [
     traces.node(traces.NEURON, 0, 2, 5),
     traces.node(traces.NEURON, 1, 0, 7),
 ]
+NODES = {1: (4, 7), 3: (0, 7)}
+"""Entries of the neurons of layer 1, by their place in the list of the head and all neurons."""
 
 
 def test_nodes_are_grouped_by_type_layer_and_number_of_indices() -> None:
@@ -28,6 +33,26 @@ def test_nodes_are_grouped_by_type_layer_and_number_of_indices() -> None:
     ]
     assert groups.of(NodeType.ATTENTION_HEAD, 1, 2) is list(groups)[2]
     assert groups.of(NodeType.ATTENTION_HEAD, 0, 2) is None
+
+
+def test_nodes_have_places_in_a_tensor_that_is_long_enough() -> None:
+    group = NodeGroups([HEAD, *NEURONS]).of(NodeType.MLP_NEURON, 1, 2)
+    assert group is not None
+    x = torch.arange(5 * 8).view(5, 8)
+    for n_tokens, positions in ((5, [1, 3]), (4, [3])):
+        inside, places = group.places_in((n_tokens, 8))
+        assert inside.tolist() == positions
+        assert x.take(places).tolist() == [x[NODES[i]].item() for i in positions]
+
+
+@pytest.mark.parametrize("is_flattened", [True, False])
+def test_a_head_has_its_place_among_pairs_of_tokens_too(is_flattened: bool) -> None:
+    group = NodeGroups([HEAD]).of(NodeType.ATTENTION_HEAD, 1, 3)
+    assert group is not None
+    x = torch.arange(5 * 5 * 4).view(5, 5, 4)
+    shown = x[tuple(torch.tril_indices(5, 5))] if is_flattened else x
+    _, places = group.places_in(shown.shape)
+    assert shown.take(places).tolist() == [x[4, 2, 3].item()]
 
 
 def test_rows_of_heads_have_no_vectors_and_nodes_share_directions() -> None:
