@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,13 +13,14 @@ from dst_grpc.scalars.node_vectors import Vectors, mlp_input_vectors, score_inpu
 from dst_grpc.scalars.token_scoring import TokenExtremes, extreme_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dst_grpc.contexts.model import ModelContext
     from dst_grpc.domain.indices import NodeIndex
     from dst_grpc.pipeline.explain_plan import ExplainPlan
     from dst_grpc.pipeline.run import RunResult
     from dst_grpc.scalars.explained_model import ExplainedModel
+    from dst_grpc.scalars.node_vectors import Multiple
 
 _P = ExplainPart
 
@@ -73,19 +75,14 @@ class TokenScorer:
             of_parts = [(part, i) for part in parts for i in range(len(tables))]
             vectors = [self._met(part, i, tables[i][start:stop], start) for part, i in of_parts]
             self._score_inputs.clear()
-            directions = torch.cat([one.directions for one in vectors])
-            pieces = directions.split([len(one.directions) for one in vectors])
-            vectors = [replace(one, directions=piece) for one, piece in zip(vectors, pieces, strict=True)]
+            multiples, counts = [one.multiples for one in vectors], [len(one.directions) for one in vectors]
+            means = [self._means(part, one.directions) for (part, _), one in zip(of_parts, vectors, strict=True)]
             found = extreme_tokens(
-                directions, matrix, self._asked.scored_token_count, lengths=lengths, check=self._results[0].check
-            )
-            first = 0
-            for (part, _), one in zip(of_parts, vectors, strict=True):
-                own = found.rows(first, first + len(one.directions))
-                first += len(one.directions)
-                if part is _P.UPVOTED_OUTPUT_TOKENS:
-                    own = own.minus(self._means(one.directions))
-                nodes = _node_tokens(one, own, start, self._model.tokenizer.token_strings)
+                _joined(vectors), matrix, self._asked.scored_token_count, lengths=lengths, check=self._results[0].check
+            ).minus(torch.cat(means))
+            places = pairwise(accumulate(counts, initial=0))
+            for (part, _), own, place in zip(of_parts, multiples, places, strict=True):
+                nodes = _node_tokens(own, found.rows(*place), start, self._model.tokenizer.token_strings)
                 scored.setdefault(part, []).append(ScoredTokens(part=part, nodes=nodes))
         return scored
 
@@ -96,8 +93,10 @@ class TokenScorer:
             return decoder.unembedding, None
         return decoder.embedding.t(), decoder.embedding_lengths if self._asked.unit_length_embeddings else None
 
-    def _means(self, directions: torch.Tensor) -> torch.Tensor:
-        """Mean output score of each of *directions* over the vocabulary, [M]."""
+    def _means(self, part: ExplainPart, directions: torch.Tensor) -> torch.Tensor:
+        """What is taken off the scores of each of *directions*, [M]: of output tokens the mean over the vocabulary."""
+        if part is not _P.UPVOTED_OUTPUT_TOKENS:
+            return torch.zeros(len(directions), device=directions.device)
         mean = self._model.decoder.mean_unembedding
         return (directions.to(mean.dtype) @ mean).float()
 
@@ -121,8 +120,15 @@ class TokenScorer:
         return of_queries if part is _P.INPUT_TOKENS_THAT_UPVOTE_ATTN_Q else of_keys
 
 
+def _joined(vectors: list[Vectors]) -> torch.Tensor:
+    """The directions of all *vectors*, [N, d]; the list is emptied, so that they take their memory once."""
+    directions = torch.cat([one.directions for one in vectors])
+    vectors.clear()
+    return directions
+
+
 def _node_tokens(
-    vectors: Vectors,
+    multiples: Iterable[Multiple],
     found: TokenExtremes,
     start: int,
     texts: Callable[[Sequence[int]], list[str]],
@@ -130,15 +136,15 @@ def _node_tokens(
     """Scored tokens of each node: those of its direction times its coefficient; a negative one swaps the ends.
 
     Args:
-        vectors: one run's vectors.
-        found: the scored tokens of its directions.
+        multiples: one run's vectors.
+        found: the scored tokens of their directions.
         start: the number, in the table, of the first node of the list.
         texts: gives the text of a token.
     """
     scores = torch.stack((found.top, found.bottom)).tolist()
     ids = torch.stack((found.top_ids, found.bottom_ids)).tolist()
     result = []
-    for node, row, coefficient in zip(vectors.nodes, vectors.rows, vectors.coefficients, strict=True):
+    for node, row, coefficient in multiples:
         largest = max(abs(scores[0][row][0]), abs(scores[1][row][0])) * abs(coefficient)
         ends = []
         for end in (0, 1) if coefficient >= 0 else (1, 0):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dst_grpc.scalars.topology import Topology
 
 _L = ActivationLocationType
+Multiple = tuple[int, int, float]
+"""The position of a node in its list, the row of its vector's direction, and its coefficient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Vectors:
     """The row of each node's direction."""
     coefficients: tuple[float, ...]
     """The coefficient of each."""
+
+    @property
+    def multiples(self) -> tuple[Multiple, ...]:
+        """What they are without the directions."""
+        return tuple(zip(self.nodes, self.rows, self.coefficients, strict=True))
 
 
 def sites_of_vectors(node_type: NodeType, layers: Sequence[int], topology: Topology) -> Iterator[Site]:

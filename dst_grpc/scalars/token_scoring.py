@@ -79,6 +79,7 @@ def extreme_tokens(
         none, no_ids = vectors.new_zeros(0, count).float(), torch.zeros(0, count, dtype=torch.long)
         return TokenExtremes(none, no_ids, none, no_ids)
     directions, rows, factors = distinct_directions(vectors)
+    del vectors  # which the caller may have let go of
     top, bottom = (RunningExtremes(count, largest=largest) for largest in (True, False))
 
     def see(columns: Columns) -> None:  # and let go of the scores before the next are made

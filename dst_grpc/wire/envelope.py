@@ -9,7 +9,6 @@ both.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
@@ -169,9 +168,8 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
     return value | data[at] << shift, at + 1
 
 
-@lru_cache(1024)
 def _field(tag: int, value: int) -> bytes:
-    """A tag followed by a varint. Even large answers repeat few: chunks have one size, and offsets its multiples."""
+    """A tag followed by a varint."""
     parts = bytearray((tag,))
     while value >= _MORE:
         parts.append(value & ~_MORE & 0xFF | _MORE)

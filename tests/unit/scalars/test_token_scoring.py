@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,15 @@ from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.engine.decoder import Decoder
+from dst_grpc.scalars import token_scoring
+from dst_grpc.scalars.extremes import Columns, in_columns
 from dst_grpc.scalars.token_scoring import distinct_directions, extreme_tokens
 from tests import explaining, models, plain
 from tests.explained import N_TOKENS, Explained
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dst_grpc.domain.explanations import NodeTokens, RunExplanation
     from dst_grpc.domain.indices import NodeIndex
 
@@ -197,6 +202,26 @@ def test_multiples_of_a_vector_are_one_direction() -> None:
     assert len(directions) == 4
     torch.testing.assert_close(directions[rows] * factors.unsqueeze(1), vectors)
     assert len(distinct_directions(torch.randn(50, 16, generator=generator))[0]) == 50
+
+
+def test_vectors_are_let_go_of_before_scores_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[weakref.ref[torch.Tensor]] = []
+    are_there: list[bool] = []
+
+    def noted(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        given.append(weakref.ref(vectors))
+        return distinct_directions(vectors)
+
+    def watched(n: int, k: int, at_once: int) -> Iterator[Columns]:
+        are_there.append(given[-1]() is not None)
+        return in_columns(n, k, at_once)
+
+    monkeypatch.setattr(token_scoring, "distinct_directions", noted)
+    monkeypatch.setattr(token_scoring, "in_columns", watched)
+    parts = [part for part in ExplainPart if part.scores_tokens]
+    run_explained.__wrapped__(CASES[0], False, *parts)
+    assert are_there
+    assert not any(are_there)
 
 
 def test_opposite_vectors_have_each_other_s_tokens() -> None:
