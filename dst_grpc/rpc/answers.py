@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -71,11 +71,11 @@ async def messages_of(
     """The messages that answer a request, serialised, produced lazily.
 
     Args:
-        steps: the parts that are ready, step by step, of which the frames share messages; or a MadeAnswer. Closed at
-            the end.
+        steps: the parts that are ready, step by step, of which the frames share messages if they are made in the same
+            place; or a MadeAnswer. Closed at the end.
         cut: splits a part of a step into frames.
         envelope: the common fields of the messages.
-        threads: where messages of many small pieces are made.
+        threads: where messages of many small pieces are made; others are made on the event loop.
     """
     async with aclosing(steps):
         async for step in steps:
@@ -83,13 +83,15 @@ async def messages_of(
                 for message in envelope.all_around(step[0]):
                     yield message
                 return
-            messages = envelope.pack(chain.from_iterable(map(cut, step)))
-            if _is_light(step):
-                for message in messages:
-                    yield message
-            else:
-                while (each := await threads.run(next, messages, None)) is not None:
-                    yield each
+            for light, parts in groupby(step, is_light):
+                together = list(parts)
+                messages = envelope.pack(chain.from_iterable(map(cut, together)))
+                if light and len(together) <= _FEW:
+                    for message in messages:
+                        yield message
+                else:
+                    while (each := await threads.run(next, messages, None)) is not None:
+                        yield each
 
 
 def made(parts: Sequence[Any]) -> MadeAnswer | None:

@@ -162,20 +162,22 @@ class Outbox:
         self._unread, self._caller, self._write = unread, caller, write
         self._messages: deque[bytes] = deque()
         self._held_bytes = 0
-        self._left_bytes = 0
-        """Of the message that gRPC keeps, though the call was given up."""
+        self._kept_bytes = 0
+        """Of a large message that gRPC has, which keeps it until the client takes it, even if the call is given up."""
         self._waiting: deque[_Put] = deque()
         self._reader: asyncio.Future[None] | None = None
-        self._writing: asyncio.Timeout | None = None
-        """The time that the client has to take a message."""
+        self._patience: asyncio.Timeout | None = None
+        """The time that the client has to take the message that gRPC has; None while nothing is carried."""
         self._producing: asyncio.Task[Any] | None = None
         """The task that makes the messages, until it has made all."""
         self._delivering: asyncio.Task[None] | None = None
-        """The task that delivers them; None while there is none, or if they were all made at once."""
+        """The task that delivers them; None while there is none, or if they are few bytes that were made at once."""
         self._is_beginning = self._is_stopped = False
         self._goes_on = asyncio.Event()
         """Whether more is made now: little waits, or the client does not read promptly."""
         self._goes_on.set()
+        self._given_at = 0.0
+        """When gRPC was given the latest message."""
         self.begun_at: float | None = None
         """When the first message was to be sent, by `time.monotonic`; None if none was."""
         self.first_taken_at: float | None = None
@@ -186,14 +188,15 @@ class Outbox:
     @property
     def has_stalled(self) -> bool:
         """Whether the client has taken nothing for so long that others need not wait for it."""
-        ends = None if self._writing is None else self._writing.when()
+        ends = None if self._patience is None else self._patience.when()
         seconds = self._unread.limits.slow_reader_seconds
         return ends is not None and ends - asyncio.get_running_loop().time() < seconds * (1 - _PATIENCE_OF_OTHERS)
 
     def give_up(self) -> None:
         """End the call, because others wait for what it holds."""
-        if self._writing is not None and not self._writing.expired():
-            self._writing.reschedule(asyncio.get_running_loop().time())
+        patience = self._patience
+        if patience is not None and patience.when() is not None and not patience.expired():
+            patience.reschedule(asyncio.get_running_loop().time())
 
     async def put(self, message: bytes) -> None:
         """Add *message*, once there is room for it."""
@@ -221,41 +224,43 @@ class Outbox:
 
     async def send_made(self, messages: Iterable[bytes]) -> None:
         """Deliver *messages* that are made already. Raises as `carry`."""
-        try:
-            for message in messages:
-                self.hold(len(message))
-                self._messages.append(message)
-            await self._deliver()
-        finally:
-            self._drop()
+        await self.carry(self._hold_all(messages))
 
     async def carry(self, production: Coroutine[object, object, None]) -> None:
         """Deliver what *production* puts, until it has ended and all is taken.
 
-        If this is cancelled or fails, production has ended, and nothing of the call is held, before it raises.
+        If this is cancelled or fails, production has ended, and nothing of the call is held, before it raises; but for
+        a large message of a client that is given up, which is counted as long as gRPC keeps it.
 
         Raises:
             Exhausted: (SLOW_READER) if the client takes nothing for too long.
             BaseException: what *production* raises, once what it had put is taken.
         """
+        patience = self._patience = asyncio.timeout(None)
         try:
-            failure = await self._produced(production)
-            await (self._deliver() if self._delivering is None else self._delivering)
-            if failure is not None:
-                raise failure
+            async with patience:
+                failure = await self._produced(production, patience)
+                await self._delivered(patience)
+        except TimeoutError:
+            raise _slow_reader(time.monotonic() - self._given_at, self._held_bytes) from None
         finally:
-            if self._delivering is not None:
+            self._patience = None
+            if self._delivering is not None and not (patience.expired() and self._kept_bytes):
                 self._delivering.cancel()
                 await asyncio.gather(self._delivering, return_exceptions=True)
-            self._drop()
+            self._messages.clear()
+            self._give_back(self._held_bytes - self._kept_bytes)
+        if failure is not None:
+            raise failure
 
-    async def _produced(self, production: Coroutine[object, object, None]) -> BaseException | None:
+    async def _produced(
+        self, production: Coroutine[object, object, None], patience: asyncio.Timeout
+    ) -> BaseException | None:
         """Run *production* to its end, in this task; what it raises, if it is not this task that is cancelled.
 
         Its messages are delivered meanwhile, by a task of their own, once it waits for something after a message.
         """
-        task = self._producing = asyncio.current_task()
-        assert task is not None  # noqa: S101  coroutines run in tasks
+        task = self._producing = require(asyncio.current_task())
         failure: BaseException | None = None
         try:
             await production
@@ -264,21 +269,32 @@ class Outbox:
         self._producing = None
         if self._is_stopped and not task.uncancel():
             return None  # delivering says why
-        if isinstance(failure, asyncio.CancelledError) and task.cancelling():
-            raise failure
+        if patience.expired() or (isinstance(failure, asyncio.CancelledError) and task.cancelling()):
+            raise asyncio.CancelledError
         self._wake()
         return failure
+
+    async def _delivered(self, patience: asyncio.Timeout) -> None:
+        """Wait until all is taken."""
+        if self._delivering is None and self._held_bytes <= _SMALL_BYTES:  # of which gRPC takes a copy at once
+            await self._deliver(patience)
+        else:
+            await asyncio.shield(self._delivering or self._start(patience))
 
     def _begin(self) -> None:
         """Deliver by a task of its own, as the production is not over."""
         self._is_beginning = False
-        if self._producing is not None:
-            self._delivering = asyncio.create_task(self._deliver())
-            self._delivering.add_done_callback(self._stop)
+        if self._producing is not None and self._patience is not None:
+            self._start(self._patience)
+
+    def _start(self, patience: asyncio.Timeout) -> asyncio.Task[None]:
+        self._delivering = asyncio.create_task(self._deliver(patience))
+        self._delivering.add_done_callback(self._stop)
+        return self._delivering
 
     def _stop(self, delivering: asyncio.Task[None]) -> None:
         """Stop the production, if nothing more can be delivered."""
-        if self._producing is not None and not self._is_stopped and not delivering.cancelled():
+        if not delivering.cancelled() and delivering.exception() is not None and self._producing is not None:
             self._is_stopped = self._producing.cancel()
 
     def hold(self, size: int) -> None:
@@ -296,36 +312,10 @@ class Outbox:
             self._waiting.popleft().let_in()
         self._unread.give_back(self._caller, size)
 
-    def _drop(self) -> None:
-        """Forget what is not taken yet, but for what gRPC keeps."""
-        self._messages.clear()
-        self._give_back(self._held_bytes - self._left_bytes)
-
-    async def _hand_over(self, message: bytes) -> None:
-        """Give *message*, a large one, to gRPC, which keeps it until the client takes it, even if the call is given up:
-        so long it is counted."""
-        writing = asyncio.ensure_future(self._write(message))
-        self._unread.note_sent(self._caller, self)
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            if require(self._writing).expired():
-                self._left_bytes = len(message)
-                writing.add_done_callback(self._let_go)
-            else:
-                writing.cancel()
-            raise
-        finally:
-            if not self._left_bytes:
-                self._unread.note_taken(self._caller, self)
-
-    def _let_go(self, writing: asyncio.Future[None]) -> None:
-        """Count no more what gRPC kept of a call that was given up: its client has taken it, or is gone."""
-        if not writing.cancelled():
-            writing.exception()  # nobody waits for it
-        size, self._left_bytes = self._left_bytes, 0
-        self._give_back(size)
-        self._unread.note_taken(self._caller, self)
+    async def _hold_all(self, messages: Iterable[bytes]) -> None:
+        for message in messages:
+            self.hold(len(message))
+            self._messages.append(message)
 
     async def _put_all(self, messages: AsyncGenerator[bytes, None]) -> None:
         async with aclosing(messages):  # gRPC would leave that to the garbage collector
@@ -353,29 +343,38 @@ class Outbox:
             with suppress(ValueError):
                 self._waiting.remove(put)
 
-    async def _deliver(self) -> None:
+    async def _deliver(self, patience: asyncio.Timeout) -> None:
+        """Give the messages to gRPC, one after the other, until all are made and taken, or the client is given up."""
         loop, seconds = asyncio.get_running_loop(), self._unread.limits.slow_reader_seconds
-        while True:
-            while self._messages:
-                message, started = self._messages.popleft(), time.monotonic()
-                if self.begun_at is None:
-                    self.begun_at = started
-                try:
-                    async with asyncio.timeout(seconds) as self._writing:
-                        # Of a small one gRPC takes a copy at once.
-                        await (self._write if len(message) <= _SMALL_BYTES else self._hand_over)(message)
-                except TimeoutError:
-                    raise _slow_reader(time.monotonic() - started, self._held_bytes) from None
-                finally:
-                    self._writing = None
-                self.taken_at = time.monotonic()
-                if self.first_taken_at is None:
-                    self.first_taken_at = self.taken_at
-                self._give_back(len(message))
+        while not patience.expired():
+            if self._messages:
+                patience.reschedule(loop.time() + seconds)
+                await self._give(self._messages.popleft())
+                continue
+            patience.reschedule(None)
             if self._producing is None:
                 return
             self._reader = loop.create_future()
             await self._reader
+
+    async def _give(self, message: bytes) -> None:
+        """Give *message* to gRPC, and wait until the client takes it."""
+        self._given_at = time.monotonic()
+        if self.begun_at is None:
+            self.begun_at = self._given_at
+        if len(message) > _SMALL_BYTES:
+            self._kept_bytes = len(message)
+            self._unread.note_sent(self._caller, self)
+        try:
+            await self._write(message)
+        finally:
+            if self._kept_bytes:
+                self._kept_bytes = 0
+                self._unread.note_taken(self._caller, self)
+            self._give_back(len(message))
+        self.taken_at = time.monotonic()
+        if self.first_taken_at is None:
+            self.first_taken_at = self.taken_at
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

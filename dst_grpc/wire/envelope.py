@@ -9,6 +9,7 @@ both.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from dst_grpc._gen.dst.v1 import inference_pb2 as pb
@@ -168,8 +169,9 @@ def _varint_at(data: bytes, at: int) -> tuple[int, int]:
     return value | data[at] << shift, at + 1
 
 
+@lru_cache(1024)
 def _field(tag: int, value: int) -> bytes:
-    """A tag followed by a varint."""
+    """A tag followed by a varint. Even large answers repeat few: chunks have one size, and offsets its multiples."""
     parts = bytearray((tag,))
     while value >= _MORE:
         parts.append(value & ~_MORE & 0xFF | _MORE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from collections.abc import AsyncGenerator
 
@@ -314,3 +315,48 @@ async def test_nothing_of_work_that_failed_is_there_while_its_messages_wait() ->
     with pytest.raises(ValueError, match="of its own"):
         await ended(sending)
     assert reader.got == [b"."]
+
+
+async def test_of_a_client_that_is_given_up_only_what_grpc_has_is_counted_and_nothing_else_is_sent() -> None:
+    unread = Unread(UnreadLimits(max_caller_bytes=300_000, slow_reader_seconds=0.01))
+    reader, work = Reader(), Work(1000, 100_000)
+    with pytest.raises(Exhausted, match="300000 bytes"):
+        await asyncio.wait_for(unread.outbox("a", reader.write).send(work.messages()), SECONDS)
+    assert work.is_over
+    assert unread.byte_count == 100_000
+    reader.reads.set()
+    await until_still()
+    assert unread.byte_count == 0
+    assert len(reader.got) == 1
+
+
+async def test_a_client_that_is_lost_after_it_was_given_up_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    unread, is_lost = Unread(UnreadLimits(slow_reader_seconds=0.01)), asyncio.Event()
+
+    async def write(_: bytes) -> None:
+        await is_lost.wait()
+        raise ConnectionResetError
+
+    with pytest.raises(Exhausted):
+        await asyncio.wait_for(unread.outbox("a", write).send(Work(1, 100_000).messages()), SECONDS)
+    assert unread.byte_count == 100_000
+    is_lost.set()
+    await until_still()
+    gc.collect()
+    assert unread.byte_count == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_work_that_fails_while_it_is_stopped_changes_nothing_for_a_client_that_is_given_up(size: int) -> None:
+    async def failing() -> AsyncGenerator[bytes, None]:
+        yield b"." * size
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("of its own")
+
+    unread = Unread(UnreadLimits(slow_reader_seconds=0.01))
+    with pytest.raises(Exhausted) as caught:
+        await asyncio.wait_for(unread.outbox("a", Reader().write).send(failing()), SECONDS)
+    assert caught.value.reason is Reason.SLOW_READER
