@@ -15,7 +15,7 @@ from rich.text import Text
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._files import check_writable, read_json, read_text, write_text
+from dst_grpc.cli._files import check_page, read_json, read_text, write_text
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
@@ -155,7 +155,7 @@ def circuit(
         has_curve = acdc is None or scores is not None
         if not has_curve:
             _check_search(of_curve)
-        check_writable(html, "--html")
+        check_page(html, as_json=as_json)
         file = None if scores is None else _mib(scores, "--scores")
         request = make_circuit_request(
             clean,

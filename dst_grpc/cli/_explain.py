@@ -23,7 +23,7 @@ from dst_grpc.cli._console import (
     errors_reported,
 )
 from dst_grpc.cli._facts import TITLES, groups_of, rows_of
-from dst_grpc.cli._files import check_writable, write_text
+from dst_grpc.cli._files import check_page, write_text
 from dst_grpc.cli._nodes import read_head
 from dst_grpc.cli._page import page
 from dst_grpc.cli._parse import parse_path, parse_scale, parse_what_to_ablate
@@ -155,7 +155,7 @@ def explain(
     Example: dst-grpc explain "John gave a drink to" --target " Mary" --distractor " John" --ablate 2.h3
     """
     with errors_reported(as_json=as_json):
-        check_writable(html, "--html")
+        check_page(html, as_json=as_json)
         heads = [read_head(text) for text in head or ()]
         request = explain_request_of(
             prompt,

@@ -29,6 +29,13 @@ def read_json(path: Path, option: str) -> Any:
         raise InvalidRequest.of(option, f"{path} is no JSON: {error}") from None
 
 
+def check_page(html: Path | None, *, as_json: bool) -> None:
+    """Raise InvalidRequest if the file of a page cannot be written, as `check_writable`, or JSON is asked for too."""
+    if html is not None and as_json:
+        raise InvalidRequest.of("--html", "must be absent with --json, which prints the answer instead of drawing it")
+    check_writable(html, "--html")
+
+
 def check_writable(path: Path | None, option: str) -> None:
     """Raise InvalidRequest if the file that *option* names, if it does, cannot be written; before work is done for it.
 

@@ -160,6 +160,8 @@ class AttributeRequest:
         is_plain = self.rule is PropagationRule.PLAIN
         problems.check(is_plain or not self.qk_fix, "qk_fix", f"must be false with the rule {json_name(self.rule)}")
         problems.check(not (self.grad_drop and self.edges), "grad_drop", "must be false for edges: it is about nodes")
+        has_nodes = self.of_tokens or bool(self.effective_nodes)
+        problems.check(has_nodes or not self.magnitudes, "magnitudes", "must be false for edges: it is about nodes")
         problems.check(self.post_norms is None or self.edges, "post_norms", "must be absent: it is about edges")
         if self.verify:
             bounds = f"must be between 0 and {MAX_VERIFIED}, not {self.verify}"

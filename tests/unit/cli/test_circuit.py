@@ -115,6 +115,10 @@ def test_a_circuit_with_latents_is_of_nodes(run: Run, service: FakeService, tmp_
     assert refused.exit_code != 0
     assert "--scores: must be absent with --latents" in refused.stderr
     assert "--html: must be absent with --latents" in refused.stderr
+    refused = run(*ASKED, "--json", "--html", str(tmp_path / "page.html"))
+    assert refused.exit_code != 0
+    assert "must be absent with --json" in refused.stderr
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_search_has_no_curve(run: Run, service: FakeService) -> None:

@@ -130,6 +130,9 @@ def test_a_page_that_cannot_be_written(run: Run, service: FakeService, tmp_path:
     result = run(*ASKED, "--html", str(tmp_path / "nowhere" / "why.html"))
     assert result.exit_code == 1
     assert "--html: cannot write" in result.stderr
+    result = run(*ASKED, "--json", "--html", str(tmp_path / "why.html"))
+    assert result.exit_code == 1
+    assert "must be absent with --json" in result.stderr
     assert service.explained is None
 
 

@@ -66,6 +66,7 @@ def request(**fields: Any) -> AttributeRequest:
         ({"nodes": (N.HEAD,), "qk_fix": True}, "qk_fix"),
         ({"nodes": (N.KEY,), "qk_fix": True, "rule": PropagationRule.GIM}, "qk_fix"),
         ({"edges": True, "grad_drop": True}, "grad_drop"),
+        ({"edges": True, "magnitudes": True}, "magnitudes"),
         ({"nodes": (N.HEAD, N.KEY, N.HEAD)}, "nodes"),
         ({"method": M.INTEGRATED_ACTIVATIONS, "nodes": (N.HEAD, N.RESID_POST)}, "nodes[1]"),
         ({"post_norms": PostNormJacobian.RAW}, "post_norms"),
