@@ -100,10 +100,14 @@ class Graph:
         """How many edges there are."""
         return int(self.mask.sum())
 
+    def place_of(self, edge: Edge) -> tuple[int, int] | None:
+        """The places of its source and of its reader; None if the model has no such edge."""
+        row, column = self._index_of_source.get(edge.source), self._index_of_reader.get(edge.reader)
+        return None if row is None or column is None or not self.mask[row, column] else (row, column)
+
     def has(self, edge: Edge) -> bool:
         """Whether *edge* is one of the edges."""
-        row, column = self._index_of_source.get(edge.source), self._index_of_reader.get(edge.reader)
-        return row is not None and column is not None and bool(self.mask[row, column])
+        return self.place_of(edge) is not None
 
     @cached_property
     def _index_of_source(self) -> dict[Source, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import AttentionTraceType
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Self
 
-_HEAD = re.compile(r"a(\d+)\.h(\d+)")
-_HEAD_INPUT = re.compile(r"a(\d+)\.h(\d+)<([qkv])>")
-_MLP = re.compile(r"m(\d+)")
-_PART = re.compile(r"([amr])(\d+)(?:\.(?:l(\d+)|error))?")
+_NUMBER = r"(\d{1,9})"
+_HEAD = re.compile(rf"a{_NUMBER}\.h{_NUMBER}")
+_HEAD_INPUT = re.compile(rf"a{_NUMBER}\.h{_NUMBER}<([qkv])>")
+_MLP = re.compile(rf"m{_NUMBER}")
+_PART = re.compile(rf"([amr]){_NUMBER}(?:\.(?:l{_NUMBER}|error))?")
+_REMEMBERED = 1 << 13
+"""Names of sources, and of readers, that are remembered: those of edges name the same ones again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Source:
         return f"m{self.layer}" if self.head is None else f"a{self.layer}.h{self.head}"
 
     @classmethod
+    @lru_cache(_REMEMBERED)
     def named(cls, name: str) -> Self:
         """The source of that name; raises ValueError if it is no name of a source."""
         if name == "input":
@@ -116,6 +121,7 @@ class Reader:
         return f"a{self.layer}.h{self.head}<{self.part.value.lower()}>"
 
     @classmethod
+    @lru_cache(_REMEMBERED)
     def named(cls, name: str) -> Self:
         """The reader of that name; raises ValueError if it is no name of a reader."""
         if name == "logits":

@@ -221,11 +221,11 @@ class _CircuitPlanner:
             except KeyError:
                 self._findings.add(f"{path}.nodes[{i}]", f"the model has no {name}")
         for i, name in enumerate(circuit.edges):
-            edge = Edge.named(name)
-            if graph.has(edge):
-                kept[graph.index_of_source(edge.source), graph.index_of_reader(edge.reader)] = True
-            else:
+            place = graph.place_of(Edge.named(name))
+            if place is None:
                 self._findings.add(f"{path}.edges[{i}]", f"the model has no edge {name}")
+            else:
+                kept[place] = True
         return kept | edges_of_nodes(graph, nodes)
 
     def _nodes(self, plan: Plan, graph: Graph) -> NodeSpace | None:

@@ -52,7 +52,7 @@ def test_names_are_read_as_they_are_written() -> None:
         assert Edge.named(str(edge)) == edge
 
 
-@pytest.mark.parametrize("name", ["", "a0.h1<q>", "a0", "m", "m0.h1", "a-1.h0", "input ", "logits"])
+@pytest.mark.parametrize("name", ["", "a0.h1<q>", "a0", "m", "m0.h1", "a-1.h0", "input ", "logits", "m1234567890"])
 def test_what_is_no_name_of_a_source_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not input, a head"):
         Source.named(name)
