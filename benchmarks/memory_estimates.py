@@ -188,7 +188,7 @@ def _estimate(request: Request, registry: Registry, store_bytes: int) -> int:
         return make_plan(request, registry, store_bytes=store_bytes).cost.peak_bytes
     if isinstance(request, TopKRequest):
         return plan_top_k(request, registry, store_bytes=store_bytes).peak_bytes
-    return plan_explain(request, registry, store_bytes=store_bytes).peak_bytes
+    return plan_explain(request, registry).peak_bytes
 
 
 async def _measure(kind: str, subject: Subject) -> tuple[int, int]:

@@ -47,8 +47,9 @@ T = TypeVar("T")
 _NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
 _LOOK_SECONDS = 1.0
 """How often it is looked for readers that have stalled, while something waits."""
-_REST_SECONDS = 1.0
-"""How long nothing must have run before freed memory is returned: the next job pays for getting it again."""
+_REST_SECONDS = 10.0
+"""How long nothing must have run before freed memory is returned, as in jemalloc: the next job pays for getting it
+again."""
 
 
 class Batcher:

@@ -66,7 +66,9 @@ def plan_top_k(
     runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
     made_from = _sources_of_types(types, request.groups)
     sources = [SourceMap(root=f"runs[{i}]", made_from=made_from) for i in range(len(runs))]
-    found = [plan_run(run, registry, findings.about(source)) for run, source in zip(runs, sources, strict=True)]
+    found = [
+        plan_run(run, registry, findings.about(source), store_bytes) for run, source in zip(runs, sources, strict=True)
+    ]
     prompts = _known_prompts(runs, found, registry, findings)
     _check_model(prompts, findings)
     _check_token_index(prompts, request.token_index, findings)
@@ -90,10 +92,9 @@ def plan_top_k(
     return _checked(asked, len(runs), findings)
 
 
-def plan_explain(
-    request: ExplainRequest, registry: Registry, known: Violations | None = None, store_bytes: int = 0
-) -> ExplainPlan:
-    """Plan *request*; arguments and errors are those of `plan_top_k`."""
+def plan_explain(request: ExplainRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
+    """Plan *request*; arguments and errors are those of `plan_top_k`. Nothing is recorded besides: its parts read most
+    of what could be."""
     findings = Findings.after(known)
     groups = request.effective_groups
     has_origin = all(run.has_origin for run in request.runs)
@@ -109,7 +110,7 @@ def plan_explain(
     plans = _planned(found, findings)
     if _P.TOKEN_PAIRS in request.parts:
         _check_has_attention_latents(plans, findings)
-    plans = tuple(costed(_reading(one, groups, parts), store_bytes) for one in plans)
+    plans = tuple(costed(_reading(one, groups, parts)) for one in plans)
     asked = ExplainPlan(
         request_id=request.request_id,
         plans=plans,
@@ -319,7 +320,7 @@ def _reading(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPa
     """*plan* with everything recorded that the parts read, and nothing besides: the parts read so much that the rest
     would double the memory of the pass, and leave little to ask that it answers."""
     logits = plan.run.logit_positions & {_logit_token(plan)} if _P.TOP_LOGITS in parts else frozenset()
-    return replace(plan.also_recording(_taps(plan, groups, parts)), logits=logits, records_besides=False)
+    return replace(plan.also_recording(_taps(plan, groups, parts)), logits=logits)
 
 
 def _sites(plan: Plan, groups: Sequence[TopKGroup], parts: frozenset[ExplainPart]) -> Iterator[Site]:

@@ -109,7 +109,7 @@ class Plan:
     """Sites whose gradient to record."""
     logits: frozenset[int] = frozenset()
     """Positions whose logits the answer reads too, of those that the origins read."""
-    records_besides: bool = True
+    records_besides: bool = False
     """Whether what costs little is recorded besides, for later questions about the run."""
     cost: CostEstimate = NO_COST
     """What it is expected to cost."""

@@ -65,7 +65,7 @@ def make_plan(
             checked, and all violations are reported together.
         root: the path of the request in the message.
         needs_prompt: whether it is to be run, not only resolved.
-        store_bytes: budget of the store that will keep its recording.
+        store_bytes: budget of the store that will keep its recording, and what is recorded besides; 0 = nothing is.
 
     Raises:
         InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
@@ -210,6 +210,7 @@ class _Planner:
             scalars=scalars,
             values=frozenset(values),
             gradients=frozenset(gradients),
+            records_besides=self._store_bytes > 0,
         )
         return costed(plan, self._store_bytes)
 

@@ -58,10 +58,10 @@ _PLAN_BYTES, _ENTRY_BYTES, _SCALAR_BYTES, _CHANGE_BYTES = 6000, 50, 1800, 400
 class _Kept:
     """A plan that is kept."""
 
-    __slots__ = ("owner", "plan", "requests", "was_used")
+    __slots__ = ("found_by", "plan", "requests", "was_used")
 
-    def __init__(self, owner: str | None, plan: Plan) -> None:
-        self.owner, self.plan = owner, plan
+    def __init__(self, found_by: Hashable, plan: Plan) -> None:
+        self.found_by, self.plan = found_by, plan
         self.requests: list[DeriveRequest] = []
         """The latest requests that it was used for. As long as they are kept, their identities are nobody else's."""
         self.was_used = False
@@ -85,9 +85,9 @@ class Planning:
         self._registry: Registry | None = None
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         """Plans made with that registry."""
-        self._of_request: dict[tuple[str | None, int], _Kept] = {}
-        """The same, by whose they are and the identities of requests: to hash and compare those takes longer than the
-        rest."""
+        self._of_request: dict[tuple[Hashable, int], _Kept] = {}
+        """The same, by what they are found by and the identities of requests: to hash and compare those takes longer
+        than the rest."""
         self.kept_bytes = 0
         """About how much they take."""
 
@@ -99,28 +99,29 @@ class Planning:
         *,
         root: str = "",
         needs_prompt: bool = False,
+        records_besides: bool = True,
         caller: Caller = LOCAL,
     ) -> Plan:
-        """As `make_plan`, but kept for equal requests, unless the plan depends on more than the request."""
+        """As `make_plan`, but kept for equal requests, unless the plan depends on more than the request. What is
+        recorded besides is so only if it *records_besides*."""
         if registry is not self._registry:
             self._registry = registry
             self._kept.clear()
             self._of_request.clear()
             self.kept_bytes = 0
         if known is None and (request.prompt is not None or not needs_prompt):
-            plan = self.kept(request, registry, caller)
+            plan = self.kept(request, registry, caller, records_besides=records_besides)
             if plan is not None:
                 return plan
 
         def make() -> Plan:
-            return make_plan(
-                request, registry, known, root=root, needs_prompt=needs_prompt, store_bytes=self._store_bytes
-            )
+            store_bytes = self._store_bytes if records_besides else 0
+            return make_plan(request, registry, known, root=root, needs_prompt=needs_prompt, store_bytes=store_bytes)
 
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
             return await self._threads.run(_made, make)
-        question = self._owner(caller), request.model, request.question
+        question = self._found_by(caller, records_besides), request.model, request.question
         kept = self._kept.get(question)
         if kept is not None:
             self._note_use(kept, request)
@@ -133,27 +134,30 @@ class Planning:
             self._keep(question, _Kept(question[0], plan), request)
         return plan
 
-    def kept(self, request: DeriveRequest, registry: Registry, caller: Caller) -> Plan | None:
-        """The plan of *request*, if this very request was planned for *caller* before, with *registry*."""
-        kept = self._of_request.get((self._owner(caller), id(request))) if registry is self._registry else None
+    def kept(
+        self, request: DeriveRequest, registry: Registry, caller: Caller, *, records_besides: bool = True
+    ) -> Plan | None:
+        """The plan of *request*, if this very request was planned so for *caller* before, with *registry*."""
+        found_by = self._found_by(caller, records_besides)
+        kept = self._of_request.get((found_by, id(request))) if registry is self._registry else None
         if kept is None:
             return None
         kept.was_used = True
         return kept.plan
 
-    def _owner(self, caller: Caller) -> str | None:
-        """Whose the plans are that *caller* may find."""
-        return None if self._shared else caller.name
+    def _found_by(self, caller: Caller, records_besides: bool) -> Hashable:
+        """What plans have in common that *caller* may find."""
+        return None if self._shared else caller.name, records_besides
 
     def _note_use(self, kept: _Kept, request: DeriveRequest) -> None:
         """Let the plan be found by *request* too, which is equal to those that it was used for."""
         kept.was_used = True
-        if (kept.owner, id(request)) in self._of_request:
+        if (kept.found_by, id(request)) in self._of_request:
             return
         if len(kept.requests) >= _MAX_REQUESTS:
-            del self._of_request[kept.owner, id(kept.requests.pop(0))]
+            del self._of_request[kept.found_by, id(kept.requests.pop(0))]
         kept.requests.append(request)
-        self._of_request[kept.owner, id(request)] = kept
+        self._of_request[kept.found_by, id(request)] = kept
 
     def _keep(self, question: Hashable, new: _Kept, request: DeriveRequest) -> None:
         """Keep a plan, and those before it for which there is room: what was not used for longest goes first."""
@@ -174,7 +178,7 @@ class Planning:
         """Note that a plan is kept no more."""
         self.kept_bytes -= bytes_of(kept.plan)
         for request in kept.requests:
-            del self._of_request[kept.owner, id(request)]
+            del self._of_request[kept.found_by, id(request)]
 
     async def with_tensors(
         self, plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]
@@ -194,7 +198,7 @@ class Planning:
 
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(_made_of_many, plan_explain, request, registry, known, self._store_bytes)
+        return await self._threads.run(_made_of_many, plan_explain, request, registry, known)
 
     async def plan_attribute(
         self, request: AttributeRequest, registry: Registry, known: Violations | None

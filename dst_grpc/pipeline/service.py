@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.callers import Priority
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind
 from dst_grpc.domain.readings import MemoryKind, MemoryReading
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
@@ -163,7 +164,14 @@ class Pipeline:
         registry = self._cache.registry
         with self._executor.entered(sender, _model(registry, model_ref(request))) as ticket:
             plan = await self._planning.plan(
-                request, registry, known, root=root, needs_prompt=True, caller=sender.caller
+                request,
+                registry,
+                known,
+                root=root,
+                needs_prompt=True,
+                # A program that works through many prompts asks all that it wants to know at once.
+                records_besides=sender.urgency.priority is Priority.INTERACTIVE,
+                caller=sender.caller,
             )
             (plan,) = await self._planning.with_tensors([plan], sender.tensors, [root])
             cost = plan.cost

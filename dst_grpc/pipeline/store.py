@@ -4,9 +4,9 @@ computed from them: the same request again needs nothing at all.
 A recording is keyed by everything that determines it: model, prompt, interventions, origins, spliced autoencoders; and
 by the caller unless recordings are shared, as the time that an answer takes would tell one caller what others ask. To
 make later requests likely to find what they need, a run whose recording will be kept also records every cheap tap of
-the layers it runs, which costs memory but almost no time; but not for Explain, which reads most of them anyway. The
-least recently used are evicted when the budget is spent. Used on its device's thread only, but for `holds` and
-`answer`.
+the layers it runs, which costs memory but almost no time; but not for Explain, which reads most of them anyway, nor for
+prompts of a stream, whose recordings would soon evict one another. The least recently used are evicted when the budget
+is spent. Used on its device's thread only, but for `holds` and `answer`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.rates import Work
 from dst_grpc.pipeline.run import RunResult
 from dst_grpc.pipeline.scheduler import Scheduler
-from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES, RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from dst_grpc.scalars.origins import LossOrigin
 from tests import models
@@ -52,7 +52,7 @@ def plan_of(registry: Registry, tokens: Sequence[int], target: int = 1) -> Plan:
         loss_fn_config=LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(target,)),
         derived_scalars=(DerivedScalarSpec(dst=DerivedScalarType.MLP_ACT_TIMES_GRAD),),
     )
-    return make_plan(request, registry)
+    return make_plan(request, registry, store_bytes=DEFAULT_STORE_BYTES)
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ async def test_the_first_run_that_fails_ends_the_answer_and_lets_go(pipeline: Pi
 async def test_too_much_is_refused_before_any_work(cache: ContextCache) -> None:
     small, large = ask(run(*SHORT)), ask(run(*SHORT), run())
     limits = Limits()
-    enough = plan_explain(small, cache.registry, store_bytes=limits.store_bytes).peak_bytes
+    enough = plan_explain(small, cache.registry).peak_bytes
     tight = Pipeline(cache, replace(limits, of_device=DeviceLimits(max_run_bytes=enough)))
     assert await everything(tight, small)
     with pytest.raises(Exhausted) as caught:

@@ -174,7 +174,7 @@ def test_deriving_takes_no_more_than_is_estimated_and_not_much_less(dst: T, fiel
 def test_what_a_store_keeps_besides_is_counted() -> None:
     request = models.request(T.MLP_POST_ACT)
     plain, kept = (make_plan(request, WORLD.registry, store_bytes=each) for each in (0, DEFAULT_STORE_BYTES))
-    more = widened(plain, DEFAULT_STORE_BYTES).values - plain.values
+    more = widened(kept, DEFAULT_STORE_BYTES).values - plain.values
     sizes = Sizes.of_prompt(plain.model, len(plain.token_ids))
     assert more
     assert kept.cost.peak_bytes > plain.cost.peak_bytes + sizes.recorded_bytes(more, 0) / 2

@@ -16,7 +16,7 @@ from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.paths import AllowedRoots
-from dst_grpc.domain.callers import Caller, Grant, Grants
+from dst_grpc.domain.callers import Caller, Grant, Grants, Priority
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun
@@ -637,3 +637,14 @@ async def test_what_a_request_to_resolve_loads_is_noted(pipeline: Pipeline) -> N
         asked = ResolveRequest(request=request(T.MLP_POST_ACT), load=True)
         await everything(pipeline.resolve(asked, sender=Sender(timeline=timeline)))
     assert [[*timeline.seconds] for timeline in timelines] == [[Stage.LOAD], []]
+
+
+@pytest.mark.parametrize(("priority", "passes"), [(Priority.INTERACTIVE, [1, 0, 0]), (Priority.BATCH, [1, 1, 0])])
+async def test_only_what_somebody_waits_for_records_more_than_is_asked(
+    pipeline: Pipeline, priority: Priority, passes: list[int]
+) -> None:
+    """For other questions about the run; what was asked is found again either way."""
+    sender = Sender(urgency=Urgency(priority=priority))
+    asked = [request(dst) for dst in (T.MLP_POST_ACT, T.RESID_POST_MLP, T.MLP_POST_ACT)]
+    answers = [await everything(pipeline.derive(one, sender=sender)) for one in asked]
+    assert [summary.statistics.forward_passes for *_, summary in answers] == passes

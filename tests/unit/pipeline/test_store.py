@@ -19,7 +19,7 @@ from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
-from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.pipeline.store import DEFAULT_STORE_BYTES, RecordingStore
 from tests import models
 
 LOSS = LossFnConfig(name=LossFnName.LOGIT_DIFF, target_token_ids=(1,))
@@ -31,7 +31,8 @@ def world() -> models.World:
 
 
 def plan_of(world: models.World, *types: T, **fields: Any) -> Plan:
-    return make_plan(models.request(*types, **{"loss_fn_config": LOSS, **fields}), world.registry)
+    request = models.request(*types, **{"loss_fn_config": LOSS, **fields})
+    return make_plan(request, world.registry, store_bytes=DEFAULT_STORE_BYTES)
 
 
 def recorded(world: models.World, plan: Plan) -> Recording:
@@ -122,6 +123,15 @@ def test_what_does_not_fit_is_not_widened(world: models.World) -> None:
     plan = plan_of(world, T.MLP_ACT_TIMES_GRAD)
     assert RecordingStore(1000).widened(plan) is plan
     assert RecordingStore(0).widened(plan) is plan
+
+
+def test_what_is_planned_without_a_store_is_not_widened(world: models.World) -> None:
+    """Nor is its cost that of more than it was asked for."""
+    wide, narrow = (
+        make_plan(models.request(T.MLP_POST_ACT), world.registry, store_bytes=each) for each in (DEFAULT_STORE_BYTES, 0)
+    )
+    assert RecordingStore().widened(narrow) is narrow
+    assert narrow.cost.peak_bytes < wide.cost.peak_bytes
 
 
 def test_what_is_recorded_besides_is_found_once_for_a_kind_of_run(world: models.World) -> None:
