@@ -15,6 +15,9 @@ TRACER_PAGE := .venv-circuit-tracer/page.stamp
 SABLEDOCS := .venv-docs/bin/sabledocs
 CHECKOV := .venv-deploy/bin/checkov
 
+# Some containers set it, and each of the hundreds of commands and servers that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release deploy-check
 
