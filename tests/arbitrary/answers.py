@@ -44,6 +44,7 @@ from tests.arbitrary.basic import (
     counts,
     doubles,
     floats32,
+    kept,
     layers,
     optional,
     own,
@@ -130,11 +131,11 @@ def answers(draw: st.DrawFn) -> tuple[AnswerHeader, tuple[DenseTensor | SparseTe
     return draw(answer_headers(tuple(part.info for part in parts))), parts, draw(values_of(RunSummary))
 
 
-@st.composite
-def arrays32(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+@kept
+def arrays32(shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray[Any, Any]]:
     size = int(np.prod(shape))
-    values = draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
-    return np.array(values, np.float32).reshape(shape)
+    values = st.lists(st.floats(width=32), min_size=size, max_size=size)
+    return values.map(lambda found: np.array(found, np.float32).reshape(shape))
 
 
 @st.composite
@@ -144,16 +145,19 @@ def scalar_sums(draw: st.DrawFn) -> ScalarSum:
     return ScalarSum(dst=draw(scalar_types), values=draw(arrays32(shape)), first_token=draw(uint32))
 
 
-@st.composite
-def group_values(draw: st.DrawFn, n_nodes: int) -> GroupValues:
+@kept
+def group_values(n_nodes: int) -> st.SearchStrategy[GroupValues]:
     places = tuples(st.integers(0, n_nodes - 1)) if n_nodes else st.just(())
-    return draw(built(GroupValues, values=arrays32((n_nodes,)), top=places, bottom=places))
+    return built(GroupValues, values=arrays32((n_nodes,)), top=places, bottom=places)
+
+
+nodes_of_values = tuples(node_indices(pass_type=st.just(PassType.FORWARD)))
 
 
 @st.composite
 def node_tables(draw: st.DrawFn) -> NodeTable:
-    nodes = draw(tuples(node_indices(pass_type=st.just(PassType.FORWARD))))
-    vocab_tokens = draw(st.lists(texts, min_size=len(nodes), max_size=len(nodes)).map(tuple))
+    nodes = draw(nodes_of_values)
+    vocab_tokens = draw(tuples(texts, min_size=len(nodes), max_size=len(nodes)))
     return NodeTable(
         nodes=nodes,
         groups=tuple(draw(group_values(len(nodes))) for _ in range(draw(st.integers(0, 2)))),

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
+
+kept = lru_cache(maxsize=1024)
+"""Of functions that make strategies: Hypothesis checks each that is new to it, which takes longer than an example."""
 
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
@@ -24,14 +28,18 @@ seconds = st.integers(0, 10**12).map(lambda micros: micros / 10**6)
 timeouts = st.integers(1, 10**15).map(lambda nanoseconds: nanoseconds / 10**9)
 moments = st.integers(0, 10**16).map(lambda micros: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros))
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,12}", fullmatch=True)
+ascii_characters = st.characters(codec="ascii")
+"""For expressions that match no others: of all characters, the first use takes seconds."""
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,12}", fullmatch=True, alphabet=ascii_characters)
 pairs_by_key = st.dictionaries(texts, texts, max_size=3).map(lambda pairs: tuple(sorted(pairs.items())))
 
 
+@kept
 def optional(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | values
 
 
+@kept
 def tuples(values: st.SearchStrategy[Any], max_size: int = 3, **kwargs: Any) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(values, max_size=max_size, **kwargs).map(tuple)
 
@@ -48,7 +56,7 @@ def own(cls: type[V], values: st.SearchStrategy[V]) -> st.SearchStrategy[V]:
 
 def values_of(cls: type[V]) -> st.SearchStrategy[V]:
     """Any value of a dataclass."""
-    return _OWN[cls] if cls in _OWN else built(cls)
+    return _OWN[cls] if cls in _OWN else own(cls, built(cls))
 
 
 def built(cls: type[V], **given: st.SearchStrategy[Any]) -> st.SearchStrategy[V]:

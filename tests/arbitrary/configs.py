@@ -26,14 +26,18 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.domain.trace import TraceConfig
-from tests.arbitrary.basic import layers, names, optional, own, tuples, uint32
+from tests.arbitrary.basic import ascii_characters, kept, layers, names, optional, own, tuples, uint32
 
 L = ActivationLocationType
 FLOATS = tuple(element_type for element_type in TensorElementType if element_type.is_float)
 devices = st.sampled_from(["cpu", "cuda:0", "cuda:12", "mps"])
-revisions = st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True)
+revisions = st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True, alphabet=ascii_characters)
 scalar_types = st.sampled_from(DerivedScalarType)
 pass_types = st.sampled_from(PassType)
+paths = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+one_path = st.tuples(st.none(), paths).map(lambda pair: (pair,))
+path_per_layer = tuples(st.tuples(layers, paths), min_size=1, max_size=4, unique_by=lambda pair: pair[0])
+handle_parts = st.tuples(revisions, st.sampled_from(FLOATS))
 
 RANKS = {
     NodeType.ATTENTION_HEAD: 3,
@@ -43,13 +47,15 @@ RANKS = {
     NodeType.ATTENTION_AUTOENCODER_LATENT: 2,
     NodeType.RESIDUAL_STREAM_CHANNEL: 2,
 }
-TRACEABLE = [node_type for node_type in RANKS if node_type is not NodeType.RESIDUAL_STREAM_CHANNEL]
+TRACEABLE = tuple(node_type for node_type in RANKS if node_type is not NodeType.RESIDUAL_STREAM_CHANNEL)
 
 
+@kept
 def tensor_indices(rank: int) -> st.SearchStrategy[tuple[int | None, ...]]:
     return tuples(optional(uint32), max_size=rank)
 
 
+@kept
 @st.composite
 def node_indices(
     draw: st.DrawFn,
@@ -61,8 +67,8 @@ def node_indices(
 ) -> NodeIndex:
     node_type = draw(st.sampled_from(types))
     rank = RANKS.get(node_type, 4)
-    one = st.lists(uint32, min_size=rank, max_size=rank).map(tuple)
-    indices: tuple[int | None, ...] = draw(one) if single else draw(tensor_indices(rank))
+    one = tuples(uint32, min_size=rank, max_size=rank)
+    indices: tuple[int | None, ...] = draw(one if single else tensor_indices(rank))
     kwargs: dict[str, Any] = {
         "node_type": node_type,
         "tensor_indices": indices,
@@ -74,6 +80,7 @@ def node_indices(
     return NodeIndex(**kwargs)
 
 
+@kept
 @st.composite
 def activation_indices(draw: st.DrawFn, location: ActivationLocationType | None = None) -> ActivationIndex:
     place = draw(st.sampled_from(L)) if location is None else location
@@ -88,6 +95,7 @@ def activation_indices(draw: st.DrawFn, location: ActivationLocationType | None 
     return ActivationIndex(**kwargs)
 
 
+@kept
 @st.composite
 def derived_scalar_indices(draw: st.DrawFn) -> DerivedScalarIndex:
     dst = draw(scalar_types)
@@ -99,6 +107,7 @@ def derived_scalar_indices(draw: st.DrawFn) -> DerivedScalarIndex:
     )
 
 
+@kept
 @st.composite
 def trace_configs(
     draw: st.DrawFn,
@@ -133,12 +142,11 @@ def trace_configs(
     )
 
 
+@kept
 @st.composite
 def autoencoder_configs(draw: st.DrawFn) -> AutoencoderConfig:
-    paths = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
-    alone = st.tuples(st.none(), paths).map(lambda pair: (pair,))
-    many = st.lists(st.tuples(layers, paths), min_size=1, max_size=4, unique_by=lambda pair: pair[0]).map(tuple)
-    return AutoencoderConfig(dst=draw(scalar_types), autoencoder_path_by_layer_index=draw(alone | many))
+    found = draw(path_per_layer if draw(st.booleans()) else one_path)
+    return AutoencoderConfig(dst=draw(scalar_types), autoencoder_path_by_layer_index=found)
 
 
 @st.composite
@@ -146,25 +154,25 @@ def dst_configs(draw: st.DrawFn) -> DstConfig:
     """Valid configs with every field, each of which may be absent."""
     device = draw(devices)
 
-    def reference(name: str) -> st.SearchStrategy[str]:
-        element = st.sampled_from(FLOATS)
-        handle = st.tuples(revisions, element).map(lambda pair: f"{name}@{pair[0]}:{pair[1]}:{device}")
-        return st.just(name) | handle
+    def reference(name: str) -> str:
+        handle = draw(optional(handle_parts))
+        return name if handle is None else f"{name}@{handle[0]}:{handle[1]}:{device}"
 
     model = draw(names)
-    attention_write = draw(optional(node_indices([NodeType.ATTENTION_HEAD], layers)))
+    autoencoder, several = draw(optional(names)), draw(optional(tuples(names)))
+    attention_write = draw(optional(node_indices((NodeType.ATTENTION_HEAD,), layers)))
     return DstConfig(
         derive_gradients=draw(st.booleans()),
-        model_name=draw(optional(reference(model))),
+        model_name=reference(model) if draw(st.booleans()) else None,
         inference_engine_type=draw(st.sampled_from(InferenceEngineType)),
         layer_indices=draw(optional(tuples(layers, unique=True))),
         autoencoder_config=draw(optional(autoencoder_configs())),
-        model_context=draw(optional(reference(model))),
-        autoencoder_context=draw(optional(names.flatmap(reference))),
-        multi_autoencoder_context=draw(optional(tuples(names.flatmap(reference)))),
+        model_context=reference(model) if draw(st.booleans()) else None,
+        autoencoder_context=None if autoencoder is None else reference(autoencoder),
+        multi_autoencoder_context=None if several is None else tuple(map(reference, several)),
         trace_config=draw(optional(trace_configs(needs_layer=attention_write is not None, needs_forward=True))),
         node_index_for_attention_write=attention_write,
-        device_for_raw_activations=draw(optional(st.just(device))),
+        device_for_raw_activations=device if draw(st.booleans()) else None,
         activation_index_for_fake_grad=draw(optional(activation_indices())),
         node_index_for_attribution=draw(optional(node_indices())),
         detach_layer_norm_scale_for_attribution=draw(st.booleans()),

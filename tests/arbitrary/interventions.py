@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,19 @@ from dst_grpc.domain.interventions import (
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange, TapSelection
-from tests.arbitrary.basic import built, finite_floats32, int32, layers, names, optional, own, texts, tuples, uint32
+from tests.arbitrary.basic import (
+    built,
+    finite_floats32,
+    int32,
+    kept,
+    layers,
+    names,
+    optional,
+    own,
+    texts,
+    tuples,
+    uint32,
+)
 from tests.arbitrary.configs import pass_types
 
 
@@ -46,7 +59,7 @@ def ablation_specs(draw: st.DrawFn) -> AblationSpec:
     rank = len(location.dimensions)
     index = ActivationIndex(
         activation_location_type=location,
-        tensor_indices=draw(st.lists(optional(uint32), min_size=rank, max_size=rank).map(tuple)),
+        tensor_indices=draw(tuples(optional(uint32), min_size=rank, max_size=rank)),
         layer_index=None if location.has_no_layers else draw(optional(layers)),
         pass_type=draw(pass_types),
     )
@@ -77,7 +90,8 @@ add_vectors = st.builds(AddVector, vector=request_tensors, factor=finite_floats3
 scale_values = st.builds(ScaleValue, factor=finite_floats32)
 
 
-def differences_of_means(runs: Sequence[str] = ()) -> st.SearchStrategy[DifferenceOfMeans]:
+@kept
+def differences_of_means(runs: tuple[str, ...] = ()) -> st.SearchStrategy[DifferenceOfMeans]:
     several = tuples(st.sampled_from([UNCHANGED, *runs]), min_size=1)
     return st.builds(DifferenceOfMeans, runs=several, minus_runs=several, token_index=optional(int32))
 
@@ -88,7 +102,8 @@ decoder_rows = built(DecoderRow, autoencoder=names)
 rows_of_weights = unembedding_rows | encoder_rows | decoder_rows
 
 
-def directions(runs: Sequence[str] = ()) -> st.SearchStrategy[Direction]:
+@kept
+def directions(runs: tuple[str, ...] = ()) -> st.SearchStrategy[Direction]:
     return st.builds(
         Direction,
         direction=request_tensors | rows_of_weights | differences_of_means(runs),
@@ -96,13 +111,16 @@ def directions(runs: Sequence[str] = ()) -> st.SearchStrategy[Direction]:
     )
 
 
+@kept
 def limits(direction: st.SearchStrategy[Direction | None]) -> st.SearchStrategy[ClampValue]:
-    pairs = st.tuples(finite_floats32, finite_floats32).map(sorted)
-    return pairs.flatmap(
-        lambda pair: st.sampled_from([(pair[0], None), (None, pair[1]), tuple(pair)]).flatmap(
-            lambda ends: st.builds(ClampValue, direction=direction, minimum=st.just(ends[0]), maximum=st.just(ends[1]))
-        )
-    )
+    ends = st.tuples(finite_floats32, finite_floats32).map(sorted)
+    kinds = st.sampled_from([(True, True), (True, False), (False, True)])
+
+    def clamp(direction: Direction | None, ends: list[float], has: tuple[bool, bool]) -> ClampValue:
+        low, high = (end if there else None for end, there in zip(ends, has, strict=True))
+        return ClampValue(direction=direction, minimum=low, maximum=high)
+
+    return st.builds(clamp, direction, ends, kinds)
 
 
 @dataclass(frozen=True)
@@ -133,20 +151,31 @@ class Along:
         return self.add | self.project_out | self.add_norm_scaled | self.swap | limits(self.direction)
 
 
-def reading_actions(location: ActivationLocationType, names: Sequence[str]) -> st.SearchStrategy[Action]:
-    """Actions at a tap that read the unchanged run, or those of *names*."""
-    run = st.sampled_from([UNCHANGED, *names])
-    over_positions = st.just(False) if location.facts.is_attention_matrix else st.booleans()
-    means = st.builds(MeanOverRuns, runs=tuples(run, min_size=1), over_positions=over_positions)
-    return st.builds(CopyFromRun, run=run) | st.just(HoldValue()) | means
+@kept
+def actions_along_directions(runs: tuple[str, ...]) -> st.SearchStrategy[Action]:
+    return Along(directions(runs)).any
 
 
-def copies_in_subspaces(names: Sequence[str]) -> st.SearchStrategy[Action]:
-    return st.builds(CopyFromRun, run=st.sampled_from([UNCHANGED, *names]), subspace=request_tensors)
+@kept
+def reading_actions(runs: tuple[str, ...], *, over_positions: bool) -> st.SearchStrategy[Action]:
+    """Actions that read the unchanged run, or *runs*; their means may be *over_positions*."""
+    run = st.sampled_from([UNCHANGED, *runs])
+    over = st.booleans() if over_positions else st.just(False)
+    return st.builds(CopyFromRun, run=run) | st.builds(MeanOverRuns, runs=tuples(run, min_size=1), over_positions=over)
 
 
+@kept
+def copies_in_subspaces(runs: tuple[str, ...]) -> st.SearchStrategy[Action]:
+    return st.builds(CopyFromRun, run=st.sampled_from([UNCHANGED, *runs]), subspace=request_tensors)
+
+
+actions_on_values = set_values | add_vectors | scale_values | limits(st.none()) | st.just(HoldValue())
+actions_on_gradients = st.builds(SetValue, scalar=finite_floats32) | st.just(DetachGradient())
+
+
+@kept
 @st.composite
-def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_types) -> Intervention:
+def interventions(draw: st.DrawFn, runs: tuple[str, ...] = (), passes: Any = pass_types) -> Intervention:
     """Interventions that may read *runs*."""
     location = draw(st.sampled_from(ActivationLocationType))
     pass_type = draw(passes)
@@ -156,12 +185,14 @@ def interventions(draw: st.DrawFn, runs: Sequence[str] = (), passes: Any = pass_
         layer_index=None if location.has_no_layers else draw(optional(layers)),
         pass_type=pass_type,
     )
-    on_values = set_values | add_vectors | scale_values | limits(st.none()) | reading_actions(location, runs)
+    if pass_type is PassType.BACKWARD:
+        return Intervention(at=at, action=draw(actions_on_gradients))
+    reading = partial(reading_actions, over_positions=not location.facts.is_attention_matrix)
+    kinds: list[Callable[[tuple[str, ...]], st.SearchStrategy[Action]]] = [lambda _: actions_on_values, reading]
     has_vectors = location.dimensions[-1] not in {Dimension.ATTN_HEADS, Dimension.SINGLETON}
-    if pass_type is PassType.FORWARD and has_vectors and at.all_axes[-1] is None:
-        on_values |= Along(directions(runs)).any | copies_in_subspaces(runs)
-    on_gradients = st.builds(SetValue, scalar=finite_floats32) | st.just(DetachGradient())
-    return Intervention(at=at, action=draw(on_values if pass_type is PassType.FORWARD else on_gradients))
+    if has_vectors and at.all_axes[-1] is None:
+        kinds += [actions_along_directions, copies_in_subspaces]
+    return Intervention(at=at, action=draw(draw(st.sampled_from(kinds))(runs)))
 
 
 own(AblationSpec, ablation_specs())

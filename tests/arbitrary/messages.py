@@ -8,7 +8,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from tests.arbitrary.basic import names, texts, uint32, uint64
+from tests.arbitrary.basic import kept, names, texts, uint32, uint64
 
 _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1),
@@ -19,6 +19,9 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32),
     FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
 }
+
+
+_maps = st.dictionaries(texts, texts, max_size=2)
 
 
 @st.composite
@@ -36,7 +39,7 @@ def _fill(draw: st.DrawFn, message: Any, depth: int) -> None:
         if (is_message and depth == 0) or not draw(st.booleans()):
             continue
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name).update(draw(st.dictionaries(texts, texts, max_size=2)))
+            getattr(message, field.name).update(draw(_maps))
         elif field.is_repeated:
             for _ in range(draw(st.integers(1, 3))):
                 if is_message:
@@ -51,6 +54,7 @@ def _fill(draw: st.DrawFn, message: Any, depth: int) -> None:
             setattr(message, field.name, draw(_scalar(field)))
 
 
+@kept
 def _scalar(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.enum_type is not None:
         known = st.sampled_from([value.number for value in field.enum_type.values])

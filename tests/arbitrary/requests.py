@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from dst_grpc.domain.components import Dimension, LossFnName, PassType
 from dst_grpc.domain.entries import entries_are_nodes
-from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest, TopKSelection
+from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.indices import NodeIndex
 from dst_grpc.domain.interventions import UNCHANGED, Direction
@@ -34,6 +33,7 @@ from tests.arbitrary.basic import (
     counts,
     finite_floats32,
     int32,
+    kept,
     layers,
     names,
     optional,
@@ -50,8 +50,9 @@ from tests.arbitrary.interventions import axis_selections, interventions, ranges
 V = TypeVar("V")
 
 
+@kept
 @st.composite
-def loss_fn_configs(draw: st.DrawFn, runs: Sequence[str] = ()) -> LossFnConfig:
+def loss_fn_configs(draw: st.DrawFn, runs: tuple[str, ...] = ()) -> LossFnConfig:
     """Losses that may be compared with the unchanged run, or *runs*."""
     name = draw(st.sampled_from(LossFnName))
     has_targets = name.needs_targets or name is LossFnName.ZERO
@@ -71,11 +72,18 @@ def loss_fn_configs(draw: st.DrawFn, runs: Sequence[str] = ()) -> LossFnConfig:
     )
 
 
+summed_taps = st.sampled_from([tap for tap in ActivationLocationType if tap.dimensions[-1] is not Dimension.ATTN_HEADS])
+summed_directions = st.builds(
+    Direction,
+    direction=request_tensors.filter(lambda tensor: tensor.handle is None) | rows_of_weights,
+    normalize=st.booleans(),
+)
+
+
+@kept
 @st.composite
 def tap_sums(draw: st.DrawFn) -> TapSum:
-    location = draw(
-        st.sampled_from([tap for tap in ActivationLocationType if tap.dimensions[-1] is not Dimension.ATTN_HEADS])
-    )
+    location = draw(summed_taps)
     rank = len(location.dimensions)
     has_vectors = location.dimensions[-1] is not Dimension.SINGLETON and draw(st.booleans())
     at = TapSelection(
@@ -83,11 +91,11 @@ def tap_sums(draw: st.DrawFn) -> TapSum:
         axes=draw(tuples(axis_selections, max_size=rank - 1 if has_vectors else rank)),
         layer_index=None if location.has_no_layers else draw(layers),
     )
-    numbers = request_tensors.filter(lambda tensor: tensor.handle is None)
-    direction = st.builds(Direction, direction=numbers | rows_of_weights, normalize=st.booleans())
-    return TapSum(at=at, direction=draw(optional(direction)) if has_vectors else None)
+    return TapSum(at=at, direction=draw(optional(summed_directions)) if has_vectors else None)
 
 
+names_of_runs = texts.filter(lambda text: text not in {"", UNCHANGED})
+forward = st.just(PassType.FORWARD)
 prompts = texts.filter(bool).map(lambda text: Prompt(text=text)) | tuples(uint32, min_size=1).map(
     lambda ids: Prompt(token_ids=ids)
 )
@@ -97,25 +105,34 @@ prompts = texts.filter(bool).map(lambda text: Prompt(text=text)) | tuples(uint32
 def source_runs(draw: st.DrawFn) -> tuple[SourceRun, ...]:
     """Runs that read only those before them."""
     found: list[SourceRun] = []
-    for name in draw(st.lists(texts.filter(lambda text: text not in {"", UNCHANGED}), max_size=3, unique=True)):
-        read = [source.name for source in found]
-        changes = draw(tuples(interventions(read, st.just(PassType.FORWARD)), max_size=2))
+    for name in draw(tuples(names_of_runs, unique=True)):
+        change = interventions(tuple(source.name for source in found), forward)
+        changes = tuple(draw(change) for _ in range(draw(st.integers(0, 2))))
         found.append(SourceRun(name=name, prompt=draw(optional(prompts)), interventions=changes))
     return tuple(found)
 
 
 def reading(cls: type[V], **fields: Any) -> st.SearchStrategy[V]:
     """*cls* with source runs, and interventions that may read them."""
+    none = st.just(())
+    alone = built(cls, source_runs=none, interventions=none, loss_fn_config=st.none(), **fields)
 
-    def read(sources: tuple[SourceRun, ...]) -> st.SearchStrategy[V]:
-        runs = [source.name for source in sources]
-        loss = optional(loss_fn_configs(runs))
-        own = tuples(interventions(runs))
-        return built(cls, source_runs=st.just(sources), interventions=own, loss_fn_config=loss, **fields)
+    @st.composite
+    def read(draw: st.DrawFn) -> V:
+        sources = draw(source_runs())
+        runs = tuple(source.name for source in sources)
+        changed: V = replace(
+            draw(alone),  # type: ignore[type-var]  # a dataclass
+            source_runs=sources,
+            interventions=tuple(draw(interventions(runs)) for _ in range(draw(st.integers(0, 3)))),
+            loss_fn_config=draw(loss_fn_configs(runs)) if draw(st.booleans()) else None,
+        )
+        return changed
 
-    return source_runs().flatmap(read)
+    return read()
 
 
+@kept
 def derive_requests(prompt: st.SearchStrategy[Prompt | None] = prompts) -> st.SearchStrategy[DeriveRequest]:
     return reading(
         DeriveRequest,
@@ -131,36 +148,40 @@ def derive_requests(prompt: st.SearchStrategy[Prompt | None] = prompts) -> st.Se
 CHOOSABLE = [dst for dst, facts in FACTS.items() if entries_are_nodes(facts)]
 
 
-@st.composite
-def top_k_groups(draw: st.DrawFn, group_id: st.SearchStrategy[str] | None = None) -> TopKGroup:
-    dsts = st.lists(st.sampled_from(CHOOSABLE), min_size=1, max_size=4, unique_by=lambda dst: FACTS[dst].node_type)
-    return TopKGroup(
-        group_id=draw(texts.filter(bool) if group_id is None else group_id),
-        dsts=tuple(draw(dsts)),
-        k=draw(optional(counts)),
-        selection=draw(st.sampled_from(TopKSelection)),
-    )
+top_k_groups = built(
+    TopKGroup,
+    group_id=texts.filter(bool),
+    dsts=tuples(st.sampled_from(CHOOSABLE), min_size=1, max_size=4, unique_by=lambda dst: FACTS[dst].node_type),
+    k=optional(counts),
+)
 
 
 def several_groups(min_size: int) -> st.SearchStrategy[tuple[TopKGroup, ...]]:
-    return tuples(top_k_groups(), min_size=min_size, unique_by=lambda group: group.group_id)
+    return tuples(top_k_groups, min_size=min_size, unique_by=lambda group: group.group_id)
 
 
-@st.composite
-def top_k_requests(draw: st.DrawFn) -> TopKRequest:
-    runs = draw(tuples(derive_requests(), max_size=2, min_size=1))
-    plain = tuple(replace(run, derived_scalars=(), config=replace(run.config, derive_gradients=False)) for run in runs)
-    fields = {"runs": st.just(plain), "groups": several_groups(1), "k": counts, "token_index": optional(int32)}
-    return draw(built(TopKRequest, **fields))
+def of_forward_values(run: DeriveRequest) -> DeriveRequest:
+    """*run*, as one of top k."""
+    return replace(run, derived_scalars=(), config=replace(run.config, derive_gradients=False))
+
+
+def top_k_requests() -> st.SearchStrategy[TopKRequest]:
+    return built(
+        TopKRequest,
+        runs=tuples(derive_requests().map(of_forward_values), max_size=2, min_size=1),
+        groups=several_groups(1),
+        k=counts,
+        token_index=optional(int32),
+    )
 
 
 @st.composite
 def node_ablations(draw: st.DrawFn) -> NodeAblation:
     node_type = draw(st.sampled_from([facts.type for facts in NODES.values() if facts.ablated_tap is not None]))
-    first, *middle = draw(st.lists(uint32, min_size=RANKS[node_type] - 1, max_size=RANKS[node_type] - 1))
+    middle = (draw(optional(uint32)) for _ in range(RANKS[node_type] - 2))
     node = NodeIndex(
         node_type=node_type,
-        tensor_indices=(first, *(draw(optional(st.just(index))) for index in middle), draw(uint32)),
+        tensor_indices=(draw(uint32), *middle, draw(uint32)),
         layer_index=draw(layers),
     )
     return NodeAblation(node_index=node, value=draw(finite_floats32))
@@ -186,9 +207,9 @@ own(TapSum, tap_sums())
 own(Prompt, prompts)
 own(DeriveRequest, derive_requests())
 own(NodeAblation, node_ablations())
-own(TopKGroup, top_k_groups())
+own(TopKGroup, top_k_groups)
 own(TopKRequest, top_k_requests())
-own(SourceRun, built(SourceRun, name=texts.filter(lambda text: text not in {"", UNCHANGED}), prompt=optional(prompts)))
+own(SourceRun, built(SourceRun, name=names_of_runs, prompt=optional(prompts)))
 own(ExplainRun, reading(ExplainRun, prompt=prompts, trace_config=optional(trace_configs(can_run=True))))
 own(ExplainRequest, explain_requests())
 own(ResolveRequest, built(ResolveRequest, request=derive_requests(optional(prompts))))
