@@ -358,8 +358,17 @@ class Explained:
         return activations, rho
 
 
-def jvp(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:
-    """The derivative of *function* at *x* along a direction; what it detaches is constant."""
-    _, found = torch.autograd.functional.jvp(function, x, along)  # type: ignore[no-untyped-call]  # torch's
-    assert isinstance(found, torch.Tensor)
-    return found
+def derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Of *function* at *x*, along any direction; what it detaches is constant."""
+    leaf = x.detach().clone().requires_grad_()
+    value = function(leaf)
+    # The gradient is linear in what it is weighted with, and the derivative by those weights is that along a direction.
+    weights = torch.zeros_like(value, requires_grad=True)
+    gradient = torch.autograd.grad(value, leaf, weights, create_graph=True)[0] if value.requires_grad else None
+
+    def along(direction: Tensor) -> Tensor:
+        if gradient is None or not gradient.requires_grad:
+            return torch.zeros_like(value)
+        return torch.autograd.grad(gradient, weights, direction, retain_graph=True)[0]
+
+    return along

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -29,7 +29,7 @@ from tests.explained import (
     SPLICEABLE,
     Direction,
     Explained,
-    jvp,
+    derivative,
     triangle,
 )
 from tests.plain import Kind, Transcoder
@@ -353,6 +353,15 @@ def node_on_origin(x: Explained, c: DstConfig, _: int) -> Tensor:
     return along(x.node_write(c.node_index_for_attribution, x.before_origin), x.before_origin.vector).unsqueeze(-1)
 
 
+@lru_cache(maxsize=8)
+def far_end(
+    x: Explained, node_type: NodeType, through: AttentionTraceType | None, layer: int, detach: bool, attribution: bool
+) -> tuple[Callable[[Tensor], Tensor], Direction]:
+    """The derivative at an edge's far end, along any direction, and the residual that it is taken at."""
+    end, rho = x.far_end(node_type, through, layer, detach=detach, attribution=attribution)
+    return derivative(end, rho.vector), rho
+
+
 def edge_in(node_type: NodeType, through: AttentionTraceType | None = None, *, attribution: bool) -> Row:
     """The derivative of the far end along the node's write; activations always detach the norm's scale."""
 
@@ -360,8 +369,8 @@ def edge_in(node_type: NodeType, through: AttentionTraceType | None = None, *, a
         node = c.node_index_for_attribution
         assert node is not None
         detach = c.detach_layer_norm_scale_for_attribution or not attribution
-        end, rho = x.far_end(node_type, through, layer, detach=detach, attribution=attribution)
-        return jvp(end, rho.vector, x.node_write(node, rho))
+        effect, rho = far_end(x, node_type, through, layer, detach, attribution)
+        return effect(x.node_write(node, rho))
 
     def configs(x: Explained) -> list[DstConfig]:
         return [c for c in upstream(x) if attribution or not c.detach_layer_norm_scale_for_attribution]

@@ -107,9 +107,11 @@ def check(x: Explained, rows: dict[T, Row]) -> None:
             found = derivation.at(layer)
             assert found.keys() == formulas.keys()
             for pass_type, tensor in found.items():
-                where = f"{pass_type} of {spec.dst} at layer {layer} with {config}: {{}}"
                 expected = formulas[pass_type](x, config, layer or 0)
-                torch.testing.assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where.format)
+                assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape)
+                if not torch.allclose(tensor, expected, rtol=1e-8, atol=1e-10):
+                    where = f"{pass_type} of {spec.dst} at layer {layer} with {config}: {{}}"
+                    torch.testing.assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where.format)
                 assert tensor.shape == tuple(axis.size for axis in scalar.axes)
                 n_numbers += tensor.numel()
         assert scalar.output_bytes == 4 * n_numbers

@@ -11,7 +11,7 @@ from dst_grpc.domain.config import DstConfig
 from dst_grpc.domain.locations import ActivationLocationType as L
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from tests import models, traces
-from tests.explained import N_LAYERS, N_TOKENS, Explained, jvp
+from tests.explained import N_LAYERS, N_TOKENS, Explained, derivative
 from tests.unit.scalars.formulas import DOWNSTREAM, UPSTREAM
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def test_edges_from_everything_upstream_add_up(architecture: str) -> None:
             written = written + x.pair_writes(upstream).sum(dim=(1, 2)) + x.plain.biases(upstream, "attn", x.value)
         if upstream < layer:
             written = written + x.neuron_writes(upstream).sum(dim=1) + x.plain.biases(upstream, "mlp", x.value)
-    close(jvp(end, rho.vector, written), jvp(end, rho.vector, rho.vector))
+    effect = derivative(end, rho.vector)
+    close(effect(written), effect(rho.vector))
 
 
 @every_architecture
