@@ -25,6 +25,7 @@ from dst_grpc.errors import DstError
 from dst_grpc.rpc.server import Server, running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.errors import error_from_status
+from tests import graph_goldens
 from tests.causal_goldens import MODELS, model_folder
 from tests.fake_parts import FakeParts
 
@@ -98,6 +99,14 @@ def embedded_address() -> Iterator[str]:
 def golden_address() -> Iterator[str]:
     """HOST:PORT of a server with the models of causal golden data, a process of its own."""
     with served(models={model: str(model_folder(model)) for model in MODELS}) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def graphs_address() -> Iterator[str]:
+    """HOST:PORT of a server with the models of golden graphs, a process of its own."""
+    models = {model: str(graph_goldens.model_folder(model)) for model in ("gpt2", "llama", "qwen3", "gemma2")}
+    with served(models=models, allow_failed_checks=True) as address:  # the transcoders are random
         yield address
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,8 @@ from dst_grpc.rpc.server import running_server
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.wire.codec import to_wire
 from tests import tokens
-from tests.e2e.conftest import error_of, served
+from tests.e2e.conftest import error_of
 from tests.graph_goldens import NAMES, THRESHOLDS, GoldenGraph, golden_graph, model_folder
-
-GOLDEN_MODELS = ("gpt2", "llama", "qwen3", "gemma2")
-
-
-@pytest.fixture(scope="module", name="address")
-def _address() -> Iterator[str]:
-    """HOST:PORT of a server with the models of golden graphs, a process of its own."""
-    models = {model: str(model_folder(model)) for model in GOLDEN_MODELS}
-    with served(models=models, allow_failed_checks=True) as address:  # the transcoders are random
-        yield address
 
 
 def question(case: GoldenGraph, **arguments: Any) -> Any:
@@ -82,9 +71,9 @@ def assert_is_pruned(answer: Any, case: GoldenGraph, thresholds: tuple[float, fl
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_graphs_are_those_of_circuit_tracer(address: str, name: str) -> None:
+async def test_graphs_are_those_of_circuit_tracer(graphs_address: str, name: str) -> None:
     case = golden_graph(name)
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         whole = await client.graph_request(question(case, edges="whole"))
         assert_is_golden(whole, case)
         assert_close(whole.adjacency, case.graph.adjacency)
@@ -124,10 +113,10 @@ GPT2 = {"gpt2": str(model_folder("gpt2"))}
     ],
 )
 async def test_what_cannot_be_asked_is_refused_at_its_field(
-    address: str, arguments: dict[str, Any], fields: list[str]
+    graphs_address: str, arguments: dict[str, Any], fields: list[str]
 ) -> None:
     asked = {"prompt": TOKENS, "transcoders": PLT, "model": "gpt2"} | arguments
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         with pytest.raises(InvalidRequest) as caught:
             await client.graph(**asked)
     assert [violation.field for violation in caught.value.violations] == fields
@@ -159,8 +148,10 @@ async def test_what_cannot_be_asked_is_refused_at_its_field(
         ),
     ],
 )
-async def test_a_message_reports_every_bad_field(address: str, message: dict[str, Any], fields: set[str]) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
+async def test_a_message_reports_every_bad_field(
+    graphs_address: str, message: dict[str, Any], fields: set[str]
+) -> None:
+    async with grpc.aio.insecure_channel(graphs_address) as channel:
         call = GraphServiceStub(channel).Graph(graph_pb2.GraphRequest(**message))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             _ = [response async for response in call]
@@ -184,8 +175,8 @@ async def test_a_message_reports_every_bad_field(address: str, message: dict[str
         ({"edges": {}, "filter": {"kinds": [99]}}, "filter.kinds[0]"),
     ],
 )
-async def test_a_question_reports_its_bad_field(address: str, query: dict[str, Any], field: str) -> None:
-    async with AsyncClient(address) as client, grpc.aio.insecure_channel(address) as channel:
+async def test_a_question_reports_its_bad_field(graphs_address: str, query: dict[str, Any], field: str) -> None:
+    async with AsyncClient(graphs_address) as client, grpc.aio.insecure_channel(graphs_address) as channel:
         handle = (await client.graph(TOKENS, PLT, model="gpt2")).handle
         call = GraphServiceStub(channel).QueryGraph(graph_pb2.QueryGraphRequest(graph=handle, **query))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -195,8 +186,8 @@ async def test_a_question_reports_its_bad_field(address: str, query: dict[str, A
     assert [violation.field for violation in error.violations] == [field]
 
 
-async def test_unknown_names_and_handles_are_not_found(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_unknown_names_and_handles_are_not_found(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         for arguments in ({"model": "gpt3"}, {"model": "gpt2", "transcoders": "gpt2/plt_rel"}):
             with pytest.raises(NotFound) as caught:
                 await client.graph(**{"prompt": TOKENS, "transcoders": PLT, **arguments})
@@ -207,23 +198,23 @@ async def test_unknown_names_and_handles_are_not_found(address: str) -> None:
             assert caught.value.reason is Reason.GRAPH_NOT_FOUND
 
 
-async def test_a_graph_that_needs_too_much_is_refused_with_the_numbers(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_a_graph_that_needs_too_much_is_refused_with_the_numbers(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         with pytest.raises(Exhausted) as caught:
             await client.graph(TOKENS, PLT, model="gpt2", max_bytes=10_000)
     assert caught.value.reason is Reason.MEMORY_BUDGET_EXCEEDED
     assert int(caught.value.metadata["needed_bytes"]) > 10_000
 
 
-async def test_a_deadline_ends_a_graph_and_the_server_goes_on(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_a_deadline_ends_a_graph_and_the_server_goes_on(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         with pytest.raises((DeadlineExceeded, Exhausted)):  # when it has passed, or cannot be met
             await client.graph(TOKENS * 3, PLT, model="gpt2", timeout=0.001)
         assert (await client.graph(TOKENS, PLT, model="gpt2")).is_whole is False
 
 
-async def test_leaving_ends_a_graph(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_leaving_ends_a_graph(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         parts = client.graph_parts(make_graph_request(TOKENS, PLT, model="gpt2", edges="whole"))
         first = await anext(parts)
         assert first.kind is GraphPartKind.HEADER
@@ -234,9 +225,9 @@ async def test_leaving_ends_a_graph(address: str) -> None:
 # The prompt, targets, kept graphs
 
 
-def test_a_blocking_client_asks_the_same(address: str) -> None:
+def test_a_blocking_client_asks_the_same(graphs_address: str) -> None:
     phases = []
-    with Client(address) as client:
+    with Client(graphs_address) as client:
         found = client.graph(
             " w5 w6 w7", PLT, model="gpt2", targets=" w9", on_progress=lambda progress: phases.append(progress.phase)
         )
@@ -253,9 +244,9 @@ def test_a_blocking_client_asks_the_same(address: str) -> None:
         client.drop_graph(found)
 
 
-async def test_a_stored_direction_is_a_target(address: str) -> None:
+async def test_a_stored_direction_is_a_target(graphs_address: str) -> None:
     vector = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         width = (await client.model("gpt2")).dimensions.d_model
         vector = np.resize(vector, width)
         stored = await client.put_tensor(vector)
@@ -267,7 +258,7 @@ async def test_a_stored_direction_is_a_target(address: str) -> None:
     assert found.header.targets[0].token_id is None
     assert (found.adjacency == inline.adjacency).all()
     doubled = 2 * found.edges.sums(len(found.table))[-1]
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         twice = await client.graph(TOKENS, PLT, model="gpt2", directions={"up": 2 * vector}, edges="whole")
     assert twice.edges.sums(len(twice.table))[-1] == pytest.approx(doubled, rel=1e-5)
 
@@ -299,8 +290,8 @@ async def test_kept_graphs_are_their_callers_and_the_least_recently_used_go(tmp_
         assert await alice.graphs() == []
 
 
-async def test_several_graphs_at_once_are_the_same_as_alone(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_several_graphs_at_once_are_the_same_as_alone(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         requests = [question(golden_graph(name), edges="whole") for name in NAMES[:6]]
         alone = [await client.graph_request(request) for request in requests]
         at_once = await asyncio.gather(*map(client.graph_request, requests))
@@ -315,11 +306,11 @@ async def bytes_of(call: Any) -> int:
     return sum([len(response.SerializeToString()) async for response in call])
 
 
-async def test_an_answer_takes_eight_bytes_an_edge_and_little_else(address: str) -> None:
+async def test_an_answer_takes_eight_bytes_an_edge_and_little_else(graphs_address: str) -> None:
     """Beside edges: of each node its columns and its name, and what an answer of any size has."""
     per_node, fixed = 6 * 4 + 13 + 20, 3000
     request = question(CASE, edges="whole")
-    async with AsyncClient(address) as client, grpc.aio.insecure_channel(address) as channel:
+    async with AsyncClient(graphs_address) as client, grpc.aio.insecure_channel(graphs_address) as channel:
         answer = await client.graph_request(request)
         stub = GraphServiceStub(channel)
         n_nodes, n_rows = len(answer.table), len(answer.edges.targets)

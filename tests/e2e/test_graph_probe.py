@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
 
 from dst_grpc.client import AsyncClient, DerivedScalarType, GraphAnswer, make_graph_intervention
 from dst_grpc.errors import InvalidRequest, NotFound, OutOfRange
-from tests.e2e.conftest import served
-from tests.graph_goldens import golden_graph, golden_model, golden_transcoders, model_folder
+from tests.graph_goldens import golden_graph, golden_model, golden_transcoders
 
 CASES = (
     "gpt2_plt_relu_whole",
@@ -19,14 +16,6 @@ CASES = (
     "qwen3_plt_jumprelu_whole",
     "gemma2_plt_jumprelu_skip_whole",
 )
-
-
-@pytest.fixture(scope="module", name="address")
-def _address() -> Iterator[str]:
-    """HOST:PORT of a server with the models of golden graphs, a process of its own."""
-    models = {model: str(model_folder(model)) for model in ("gpt2", "llama", "qwen3", "gemma2")}
-    with served(models=models, allow_failed_checks=True) as address:  # the transcoders are random
-        yield address
 
 
 async def asked(client: AsyncClient, name: str) -> GraphAnswer:
@@ -37,8 +26,8 @@ async def asked(client: AsyncClient, name: str) -> GraphAnswer:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_features_do_what_edges_say_while_all_else_is_held(address: str, name: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_features_do_what_edges_say_while_all_else_is_held(graphs_address: str, name: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         graph = await asked(client, name)
         features = [row.name for row in graph.top(3)]
         runs = [
@@ -66,8 +55,8 @@ async def test_features_do_what_edges_say_while_all_else_is_held(address: str, n
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_heads_and_pairs_add_up(address: str, name: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_heads_and_pairs_add_up(graphs_address: str, name: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         graph = await asked(client, name)
         logit = f"logit:{graph.header.targets[0].token_id}"
         edge = next(one for one in graph.neighbours(logit, kinds=["embedding"]) if one.source != graph.names[-1])
@@ -89,11 +78,11 @@ async def test_heads_and_pairs_add_up(address: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-async def test_tokens_of_features_are_those_of_their_vectors(address: str, name: str) -> None:
+async def test_tokens_of_features_are_those_of_their_vectors(graphs_address: str, name: str) -> None:
     case = golden_graph(name)
     model = golden_model(case.facts["model"])
     transcoders = golden_transcoders(case.facts["model"], case.facts["transcoders"])
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         graph = await asked(client, name)
         names = [row.name for row in graph.top(4)]
         for found, node in zip(await client.feature_tokens(graph, names, k=3), names, strict=True):
@@ -113,8 +102,8 @@ async def test_tokens_of_features_are_those_of_their_vectors(address: str, name:
             assert len(found.read) == 3
 
 
-async def test_wrong_calls_are_refused(address: str) -> None:
-    async with AsyncClient(address) as client:
+async def test_wrong_calls_are_refused(graphs_address: str) -> None:
+    async with AsyncClient(graphs_address) as client:
         with pytest.raises(NotFound, match="graph-none"):
             await client.verify_graph("graph-none")
         graph = await asked(client, CASES[0])

@@ -14,7 +14,6 @@ import pytest
 from dst_grpc.client import Client, GraphAnswer, make_graph_intervention, viewer_json
 from dst_grpc.domain.graph_node_table import GraphNodeKind
 from dst_grpc.errors import Exhausted, InvalidRequest
-from tests.e2e.conftest import served
 from tests.graph_goldens import FOLDER
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -33,8 +32,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", name="client")
-def _client() -> Iterator[Client]:
-    with served() as address, Client(address) as client:
+def _client(embedded_address: str) -> Iterator[Client]:
+    with Client(embedded_address) as client:
         yield client
 
 

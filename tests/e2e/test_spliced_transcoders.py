@@ -14,8 +14,6 @@ from dst_grpc.client import Client
 from dst_grpc.domain.indices import ActivationIndex
 from dst_grpc.domain.interventions import AblationSpec
 from dst_grpc.domain.locations import ActivationLocationType as L
-from tests.e2e.conftest import served
-from tests.graph_goldens import model_folder
 
 SETS = (
     *(f"gpt2/{name}" for name in ("plt_relu", "plt_jumprelu_resid", "clt_relu")),
@@ -30,10 +28,8 @@ MARY = "When Mary and John went to the store, John gave a drink to"
 
 
 @pytest.fixture(scope="module", name="client")
-def _client() -> Iterator[Client]:
-    models = {model: str(model_folder(model)) for model in ("gpt2", "llama", "gemma2", "qwen3")}
-    # The transcoders are random.
-    with served(models=models, allow_failed_checks=True) as address, Client(address) as client:
+def _client(graphs_address: str) -> Iterator[Client]:
+    with Client(graphs_address) as client:
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,12 @@ import jsonschema
 import pytest
 
 from dst_grpc.client import AsyncClient, viewer_json
-from tests.e2e.conftest import served
 from tests.e2e.test_graph import question
-from tests.graph_goldens import FOLDER, NAMES, golden_graph, model_folder
+from tests.graph_goldens import FOLDER, NAMES, golden_graph
 
 SCHEMA = json.loads((FOLDER / "graph-schema.json").read_text())
 FREE = {"clerp"}
 """Texts for readers."""
-
-
-@pytest.fixture(scope="module", name="address")
-def _address() -> Iterator[str]:
-    """HOST:PORT of a server with the models of golden graphs, a process of its own."""
-    models = {model: str(model_folder(model)) for model in ("gpt2", "llama", "qwen3", "gemma2")}
-    with served(models=models, allow_failed_checks=True) as address:  # the transcoders are random
-        yield address
 
 
 def close(found: Any, golden: Any) -> bool:
@@ -36,9 +26,9 @@ def close(found: Any, golden: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_files_are_those_of_circuit_tracer(address: str, name: str) -> None:
+async def test_files_are_those_of_circuit_tracer(graphs_address: str, name: str) -> None:
     case = golden_graph(name)
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         found = viewer_json(await client.graph_request(question(case)), slug="golden", scan="golden")
     golden = case.viewer
     jsonschema.validate(found, SCHEMA)
@@ -56,9 +46,9 @@ async def test_files_are_those_of_circuit_tracer(address: str, name: str) -> Non
         assert link["weight"] == pytest.approx(wanted["weight"], abs=1e-6 + 1e-4 * largest)
 
 
-async def test_labels_are_passed_through_and_directions_named(address: str, tmp_path: Path) -> None:
+async def test_labels_are_passed_through_and_directions_named(graphs_address: str, tmp_path: Path) -> None:
     case = golden_graph("gpt2_plt_relu_whole")
-    async with AsyncClient(address) as client:
+    async with AsyncClient(graphs_address) as client:
         width = case.tensors["adjacency_matrix"].dtype.type(1)
         d_model = (await client.model("gpt2")).dimensions.d_model
         graph = await client.graph_request(question(case, targets=(35,), directions={"up": [width] * d_model}))
