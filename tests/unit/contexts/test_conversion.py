@@ -7,9 +7,12 @@ import json
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from dst_grpc.contexts import unpickle_process
 from dst_grpc.contexts.conversion import convert_pickle
 from dst_grpc.engine.files import File
 from dst_grpc.engine.safetensors_file import SafetensorsFile
@@ -72,30 +76,35 @@ def test_legacy_files_parameters_and_arrays_arrive(tmp_path: Path) -> None:
     assert converted.texts == {"flags": '["a", "b"]', "nested.note": "kept", "nothing": "null", "scalar": "2.5"}
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_payload_does_not_run_and_is_named(tmp_path: Path, legacy: bool) -> None:
-    entries = {
-        **checkpoints.state_dict(),
-        "attack": Attack(tmp_path / "attacked"),
-        "config": argparse.Namespace(k=3),
-        "where": pathlib.PurePosixPath("/somewhere"),
-    }
-    torch.save(entries, tmp_path / "0.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(DataLoss, match="was not run") as caught:
+def test_a_payload_does_not_run_and_is_named(tmp_path: Path) -> None:
+    write_payload(tmp_path / "0.pt", tmp_path / "attacked")
+    with pytest.raises(DataLoss, match=r"0\.pt: names what is neither .* and was not run") as caught:
         convert_pickle(tmp_path / "0.pt", tmp_path / "0.safetensors")
-    for name in ("mkdir", "argparse.Namespace", "PurePosixPath"):
+    for name in PAYLOAD:
         assert name in caught.value.message
     assert not (tmp_path / "attacked").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.pt"]
 
 
-def opcodes(tmp_path: Path, program: bytes) -> Path:
+PAYLOAD = ("mkdir", "argparse.Namespace", "PurePosixPath")
+
+
+def write_payload(path: Path, attacked: Path, *, legacy: bool = False) -> None:
+    entries = {
+        **checkpoints.state_dict(),
+        "attack": Attack(attacked),
+        "config": argparse.Namespace(k=3),
+        "where": pathlib.PurePosixPath("/somewhere"),
+    }
+    torch.save(entries, path, _use_new_zipfile_serialization=not legacy)
+
+
+def write_opcodes(path: Path, program: bytes) -> None:
     """A torch file whose pickle is *program*."""
-    checkpoints.write_state_dict(tmp_path / "sound.pt")
-    with zipfile.ZipFile(tmp_path / "sound.pt") as source, zipfile.ZipFile(tmp_path / "0.pt", "w") as target:
+    sound = checkpoints.write_state_dict(path.with_suffix(".sound.pt"))
+    with zipfile.ZipFile(sound) as source, zipfile.ZipFile(path, "w") as target:
         for entry in source.infolist():
             target.writestr(entry.filename, program if entry.filename.endswith("data.pkl") else source.read(entry))
-    return tmp_path / "0.pt"
 
 
 ATTACKS = {
@@ -106,63 +115,91 @@ ATTACKS = {
     "builtins.object": b"cbuiltins\nobject\n)\x81}b",
 }
 """Of a function, of a nested load, of a name with a dot, of an object of builtins, of a state."""
+CODEC = b"c_codecs\nencode\n(Vabc\nVrot13\ntR."
+DOUBLED = b"\x80\x02}(X\x01\x00\x00\x00aK\x01" + b"2\x86" * 40 + b"u."
+"""A tuple doubled forty times over: a hundred bytes that would be a million million entries."""
 
 
-def test_programs_of_every_kind_do_not_run_and_are_named(tmp_path: Path) -> None:
-    victim = tmp_path / "attacked"
-    program = b"\x80\x04" + b"0".join(ATTACKS.values()).replace(b"%b", str(victim).encode()) + b"."
-    with pytest.raises(DataLoss, match="was not run") as caught:
-        convert_pickle(opcodes(tmp_path, program), tmp_path / "0.safetensors")
-    assert [name for name in ATTACKS if name not in caught.value.message] == []
-    assert not victim.exists()
-    assert not (tmp_path / "0.safetensors").exists()
+def write_program(path: Path) -> None:
+    """A TorchScript program."""
+    with zipfile.ZipFile(checkpoints.write_state_dict(path), "a") as archive:
+        archive.writestr("0/constants.pkl", b"")
 
 
-def test_a_codec_is_a_program_too(tmp_path: Path) -> None:
-    program = b"c_codecs\nencode\n(Vabc\nVrot13\ntR."
-    with pytest.raises(DataLoss, match="cannot be converted: UnpicklingError: it encodes text as rot13"):
-        convert_pickle(opcodes(tmp_path, program), tmp_path / "0.safetensors")
+def write_archive(path: Path) -> None:
+    """A file of torch before 0.2."""
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("storages"))
 
 
-def test_files_that_ask_for_all_memory_are_refused(tmp_path: Path) -> None:
-    # A tuple doubled forty times over: a hundred bytes that would be a million million entries.
-    program = b"\x80\x02}(X\x01\x00\x00\x00aK\x01" + b"2\x86" * 40 + b"u."
-    with pytest.raises(DataLoss, match="more than 1000000 values"):
-        convert_pickle(opcodes(tmp_path, program), tmp_path / "0.safetensors")
-    # Four bytes that pose as four million million.
-    path = checkpoints.write_state_dict(tmp_path / "1.pt", {"large": torch.zeros(1).expand(10**12)})
-    with pytest.raises(DataLoss, match="memory"):
-        convert_pickle(path, tmp_path / "1.safetensors")
+ATTACKED = "attacked"
+"""What none of the files below leaves behind."""
+REFUSED: dict[str, tuple[Callable[[Path], object], Sequence[str]]] = {
+    "an old payload": (
+        lambda path: write_payload(path, path.with_name(ATTACKED), legacy=True),
+        (*PAYLOAD, "was not run"),
+    ),
+    "programs of every kind": (
+        lambda path: write_opcodes(
+            path,
+            b"\x80\x04" + b"0".join(ATTACKS.values()).replace(b"%b", str(path.with_name(ATTACKED)).encode()) + b".",
+        ),
+        (*ATTACKS, "was not run"),
+    ),
+    "a codec": (
+        lambda path: write_opcodes(path, CODEC),
+        ("cannot be converted: UnpicklingError: it encodes text as rot13",),
+    ),
+    "all memory, by doubling": (lambda path: write_opcodes(path, DOUBLED), ("more than 1000000 values",)),
+    "all memory, by a shape": (
+        # Four bytes that pose as four million million.
+        lambda path: checkpoints.write_state_dict(path, {"large": torch.zeros(1).expand(10**12)}),
+        ("memory",),
+    ),
+    "garbage": (lambda path: path.write_bytes(b"garbage" * 30), ("cannot be converted",)),
+    "a bare pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), ("cannot be converted",)),
+    "a list": (lambda path: torch.save([1, 2], path), ("holds a list rather than a dictionary",)),
+    "a TorchScript program": (write_program, ("is a TorchScript program",)),
+    "a tar archive": (write_archive, ("is a tar archive",)),
+}
+"""What is written, and what is said of it."""
+EACH_IN_A_FORK = """
+import os, sys
+import unpickle_process
+for source in sys.argv[1:]:
+    print(end="\\0", flush=True)
+    child = os.fork()
+    if not child:
+        status = unpickle_process._main(source, source + ".safetensors", str(os.path.getsize(source)), "60")
+        sys.stdout.flush()
+        os._exit(status)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != unpickle_process._REFUSED:
+        sys.exit(f"{source} was not refused")
+"""
+"""The script of conversions, imported once, which takes longer than all files do."""
+
+
+def test_what_is_no_state_dict_of_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.pt" for i in range(len(REFUSED))]
+    for path, (write, _) in zip(paths, REFUSED.values(), strict=True):
+        write(path)
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_IN_A_FORK, *map(str, paths)],
+        cwd=Path(unpickle_process.__file__).parent,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    _, *said = done.stdout.decode().split("\0")
+    for text, (name, (_, expected)) in zip(said, REFUSED.items(), strict=True):
+        assert [part for part in expected if part not in text] == [], name
+    assert not (tmp_path / ATTACKED).exists()
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 def test_a_conversion_has_an_end(tmp_path: Path) -> None:
     source = checkpoints.write_state_dict(tmp_path / "0.pt")
     with pytest.raises(DataLoss, match=r"could not be read within 0\.001 seconds"):
         convert_pickle(source, tmp_path / "0.safetensors", timeout_seconds=0.001)
-
-
-@pytest.mark.parametrize("content", [b"garbage" * 30, pickle.dumps({"a": 1})], ids=["garbage", "a bare pickle"])
-def test_files_that_are_none_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "0.pt").write_bytes(content)
-    with pytest.raises(DataLoss, match="cannot be converted"):
-        convert_pickle(tmp_path / "0.pt", tmp_path / "0.safetensors")
-
-
-def test_lists_and_objects_are_no_state_dict(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "0.pt")
-    with pytest.raises(DataLoss, match="holds a list rather than a dictionary"):
-        convert_pickle(tmp_path / "0.pt", tmp_path / "0.safetensors")
-
-
-def test_programs_and_archives_are_not_opened(tmp_path: Path) -> None:
-    with zipfile.ZipFile(checkpoints.write_state_dict(tmp_path / "0.pt"), "a") as archive:
-        archive.writestr("0/constants.pkl", b"")
-    (tmp_path / "storages").write_bytes(bytes(100))
-    with tarfile.open(tmp_path / "1.pt", "w") as tar:
-        tar.add(tmp_path / "storages", "storages")
-    for name, problem in (("0.pt", "is a TorchScript program"), ("1.pt", "is a tar archive")):
-        with pytest.raises(DataLoss, match=problem):
-            convert_pickle(tmp_path / name, tmp_path / "0.safetensors")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
