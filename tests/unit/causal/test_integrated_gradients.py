@@ -51,7 +51,7 @@ def test_every_rule_gives_the_golden_attributions_and_residual(name: str, baseli
 def test_attributions_add_up_to_the_change_of_the_metric(name: str, baseline: Baseline) -> None:
     """On a smooth path the rule converges faster than any power of the number of points."""
     decoder = models.decoder(config=models.ARCHITECTURES[name])
-    asked = IntegratedGradients(decoder, steps=640, baseline=baseline)
+    asked = IntegratedGradients(decoder, steps=320, baseline=baseline)
     (found,) = asked.add([PAIR])
     assert abs(found.residual) < 1e-9 * asked.attributions.abs().sum()
     assert asked.attributions.sum().item() == pytest.approx(found.metric - found.at_baseline)
