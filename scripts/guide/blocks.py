@@ -7,14 +7,18 @@ from numbers, may too.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+
+from typer.testing import CliRunner
+
+from dst_grpc.cli._app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 100
@@ -65,25 +69,41 @@ def run(program: Program, address: str) -> str:
 
     Raises:
         ValueError: If the block is no single `dst-grpc` command.
-        subprocess.CalledProcessError: If the program fails.
+        RuntimeError: If the command fails.
     """
     if program.language == "python":
-        arguments = ["-c", program.text.replace(DEFAULT_ADDRESS, address)]
+        printed = printed_by(program.text, address)
     else:
         found = commands_of(program.text)
         words = shlex.split(found[0]) if len(found) == 1 else []
         if words[:1] != ["dst-grpc"]:
             raise ValueError(f"a block whose output is shown must hold one dst-grpc command, not {program.text!r}")
-        arguments = ["-m", "dst_grpc.cli", *words[1:]]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"DST_SERVER": address, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+        printed = printed_by_command(words[1:], address)
+    return "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
+
+
+def printed_by(text: str, address: str) -> str:
+    """What a Python program prints, which asks the server at *address*."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(text.replace(DEFAULT_ADDRESS, address), "page", "exec"), {})  # noqa: S102  our own text
+    return printed.getvalue()
+
+
+def printed_by_command(arguments: Sequence[str], address: str) -> str:
+    """What `dst-grpc` with *arguments* prints, which asks the server at *address*.
+
+    In this process: to import the command again for each takes longer than most questions.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    environment = {"DST_SERVER": address, "COLUMNS": str(COLUMNS)}
+    with contextlib.chdir(ROOT):
+        done = CliRunner().invoke(app, arguments, env=environment, prog_name="dst-grpc")
+    if done.exit_code:
+        raise RuntimeError(f"dst-grpc {shlex.join(arguments)} ended with {done.exit_code}: {done.stderr}")
+    return done.stdout
 
 
 def difference(was: str, now: str) -> str:

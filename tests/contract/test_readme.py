@@ -4,9 +4,6 @@ links lead somewhere, and what the guide says of the model holds.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import re
 import shlex
 import subprocess
@@ -28,7 +25,7 @@ from dst_grpc._gen.dst.v1 import (
 )
 from dst_grpc.wire.errors import CODE_OF_ERROR
 from scripts.guide.__main__ import GUIDES, check
-from scripts.guide.blocks import commands_of
+from scripts.guide.blocks import commands_of, printed_by, printed_by_command
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +38,7 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", "".join([README, *PAGES]), re.M
 
 @pytest.fixture(name="address", scope="module")
 def _address() -> Iterator[str]:
-    """HOST:PORT of a server as the README starts it."""
+    """HOST:PORT of a server as the README starts it: it says when it is ready, and stops when it is told to."""
     command = [sys.executable, "-m", "dst_grpc.cli", "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
@@ -52,6 +49,7 @@ def _address() -> Iterator[str]:
         finally:
             process.terminate()
             assert process.wait(60) == 0
+            assert process.stdout.read() == ""
 
 
 def test_every_output_is_that_of_the_model_that_is_shipped(address: str) -> None:
@@ -61,10 +59,7 @@ def test_every_output_is_that_of_the_model_that_is_shipped(address: str) -> None
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_python_runs(program: str, address: str) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(program.replace("127.0.0.1:50051", address), "README.md", "exec"), {})  # noqa: S102  our own text
-    assert printed.getvalue()
+    assert printed_by(program, address)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -79,23 +74,8 @@ def test_a_command_works(command: str, address: str) -> None:
         assert re.fullmatch(r"dst-grpc\[(\w+)\]", arguments[1])[1] in extras  # type: ignore[index]  # None fails too
     else:
         assert program == "dst-grpc"
-        run_command(arguments, address)
-
-
-def run_command(arguments: list[str], address: str) -> None:
-    """Run `dst-grpc`; a server is not started, but its flags are read."""
-    if arguments[0] == "serve":
-        arguments = [*arguments, "--help"]
-    done = subprocess.run(
-        [sys.executable, "-m", "dst_grpc.cli", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"DST_SERVER": address},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+        # A server is not started, but its flags are read.
+        assert printed_by_command([*arguments, "--help"] if arguments[0] == "serve" else arguments, address)
 
 
 def test_every_rpc_is_in_the_table() -> None:
