@@ -112,7 +112,6 @@ def _annotation(name: str, default: Any, help_text: str) -> Any:
 def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_settings: bool) -> None:
     from dst_grpc.rpc.checking import problems_of
     from dst_grpc.rpc.parts import StartupError
-    from dst_grpc.rpc.process import serve
     from dst_grpc.rpc.settings_sources import Given, SettingsError, wanted_log_format
     from dst_grpc.rpc.supervisor import say_ready, supervise
 
@@ -131,6 +130,9 @@ def _serve(config: Path | None, flags: dict[str, Any], *, check: bool, print_set
             return
         if settings.devices:
             raise typer.Exit(supervise(settings, on_ready=say_ready))
+        # Imports torch: seconds and memory that nothing above needs, a supervisor least of all.
+        from dst_grpc.rpc.process import serve
+
         serve(settings, on_ready=say_ready)
     except SettingsError as error:
         _fail_to_start(str(error), log_format, code=2)

@@ -73,6 +73,7 @@ def test_each_device_has_a_process_that_is_started_again_reloads_and_drains_with
         pids = [rig.until("started a process", process_number=i, device="cpu")["pid"] for i in range(2)]
         first, second = rig.ready()
         assert first != second
+        assert "libtorch" not in Path(f"/proc/{rig.process.pid}/maps").read_text()
         assert [health(address) for address in (first, second)] == ["serving", "serving"]
         os.kill(pids[0], signal.SIGKILL)
         ended = rig.until("a process ended", process_number=0)
