@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 _BLOCK = 64
 _WORTH_BLOCKS = 4
@@ -97,31 +97,32 @@ class RunningExtremes:
         return values[chosen] if self._largest else -values[chosen], columns[chosen]
 
 
-def extremes(x: torch.Tensor, k: int, ends: Sequence[bool]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The *k* largest or smallest entries, or all if there are fewer.
+def extremes(x: torch.Tensor, k: int, *, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The *k* largest or smallest entries of each row, or all of them if there are fewer.
 
     Args:
-        x: entries [n], without NaN.
+        x: rows [N, n], without NaN.
         k: entries to select.
-        ends: which ends: True for the largest.
+        largest: which end.
 
     Returns:
-        For each of *ends* the values, best first, and their places, both [ends, min(k, n)]. Which of equal entries are
-        taken is not determined.
+        Values, best first, and their positions in the row, both [N, min(k, n)]. Which of equal entries are taken is
+        not determined.
     """
-    n, k = len(x), min(k, len(x))
+    n_rows, n = x.shape
+    k = min(k, n)
     n_blocks = n // _BLOCK
     if n_blocks < _WORTH_BLOCKS * k:
-        found = [x.topk(k, largest=largest) for largest in ends]
-        return torch.stack([values for values, _ in found]), torch.stack([places for _, places in found])
+        return x.topk(k, dim=1, largest=largest)
     whole = n_blocks * _BLOCK
-    blocks, rest = x[:whole].unflatten(0, (n_blocks, _BLOCK)), x[whole:].expand(len(ends), -1)
-    # Signs from here on are such that the largest are the best.
-    signs = torch.tensor([1 if largest else -1 for largest in ends], dtype=x.dtype, device=x.device).unsqueeze(1)
-    bounds = torch.stack([blocks.amax(dim=1) if largest else -blocks.amin(dim=1) for largest in ends])
-    chosen = bounds.topk(k).indices
-    candidates = torch.cat((blocks[chosen].flatten(1), rest), dim=1) * signs
-    places = (chosen.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=x.device)).flatten(1)
-    places = torch.cat((places, torch.arange(whole, n, device=x.device).expand(len(ends), -1)), dim=1)
-    values, picks = candidates.topk(k)
-    return values * signs, places.gather(1, picks)
+    blocks = x[:, :whole].unflatten(1, (n_blocks, _BLOCK))
+    bounds = blocks.amax(dim=2) if largest else blocks.amin(dim=2)
+    chosen = bounds.topk(k, dim=1, largest=largest).indices
+    candidates = blocks.gather(1, chosen.unsqueeze(2).expand(-1, -1, _BLOCK)).flatten(1)
+    positions = (chosen.unsqueeze(2) * _BLOCK + torch.arange(_BLOCK, device=x.device)).flatten(1)
+    if whole < n:
+        candidates = torch.cat((candidates, x[:, whole:]), dim=1)
+        rest = torch.arange(whole, n, device=x.device).expand(n_rows, -1)
+        positions = torch.cat((positions, rest), dim=1)
+    values, places = candidates.topk(k, dim=1, largest=largest)
+    return values, positions.gather(1, places)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Ranked = list[tuple[float, "NodeIndex"]]
 """Nodes with their values, best first."""
-STEP_BYTES = 2 << 20
+STEP_BYTES = 4 << 20
 """Bytes of tensors that are searched together: those of many layers, if the prompt is short."""
 
 
@@ -76,8 +76,11 @@ class Entries:
             sums = summed if sums is None else sums + summed
             rows = _rows(self.facts, x, token)
             layout = _Layout(self.facts, layers, token or 0, rows.shape[1:])
-            for largest, values, places in self._extremes(rows.flatten(), k, tuple(found)):
-                pairs = zip(values, places, strict=True)
+            for largest in found:
+                # Scores of masked keys are -inf: they rank last at either end, and are left out.
+                ranked = rows if hidden is None or largest else rows.masked_fill(rows.isneginf(), math.inf)
+                values, positions = extremes(ranked.reshape(1, -1), k, largest=largest)
+                pairs = zip(values[0].tolist(), positions[0].tolist(), strict=True)
                 found[largest] += [(value, place, layout) for value, place in pairs if not math.isinf(value)]
         self._sum = sums
         if not math.isfinite(self.total):
@@ -87,16 +90,6 @@ class Entries:
         for largest, best in found.items():
             best.sort(key=lambda entry: entry[0], reverse=largest)
             self._best[largest] = [(value, layout.node(place)) for value, place, layout in best[:k]]
-
-    def _extremes(self, x: torch.Tensor, k: int, ends: Sequence[bool]) -> Iterator[tuple[bool, list[float], list[int]]]:
-        """The *k* best entries of *x* [n] at each of *ends*, and their places."""
-        searched = {tuple(ends): x}
-        if self.facts.has_hidden_entries:
-            # Scores of masked keys are -inf: they rank last at either end, and are left out.
-            searched = {(largest,): x if largest else x.masked_fill(x.isneginf(), math.inf) for largest in ends}
-        for some, shown in searched.items():
-            values, places = extremes(shown, k, some)
-            yield from zip(some, values.tolist(), places.tolist(), strict=True)
 
     def _in_steps(self) -> Iterator[tuple[Sequence[int | None], torch.Tensor]]:
         """Layers, and their tensors as one [layers, ...]: as many at once as take few bytes."""

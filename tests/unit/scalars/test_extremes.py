@@ -11,30 +11,31 @@ from dst_grpc.scalars.extremes import RunningExtremes, extremes, in_columns
 
 
 @given(
+    n_rows=st.integers(1, 3),
     n=st.integers(1, 3000),
     k=st.integers(1, 60),
     seed=st.integers(0, 99),
-    ends=st.lists(st.booleans(), min_size=1, max_size=2, unique=True),
+    largest=st.booleans(),
     ties=st.booleans(),
 )
-def test_the_extremes_are_those_of_sorting(n: int, k: int, seed: int, ends: list[bool], ties: bool) -> None:
-    x = torch.randn(n, generator=torch.Generator().manual_seed(seed))
+def test_the_extremes_are_those_of_sorting(n_rows: int, n: int, k: int, seed: int, largest: bool, ties: bool) -> None:
+    x = torch.randn(n_rows, n, generator=torch.Generator().manual_seed(seed))
     x = x.round() if ties else x
-    found = extremes(x, k, ends)
-    for largest, values, places in zip(ends, *found, strict=True):
-        assert torch.equal(values, x.sort(descending=largest).values[:k])
-        assert torch.equal(x[places], values)
-        assert len(set(places.tolist())) == min(k, n)
+    values, positions = extremes(x, k, largest=largest)
+    expected = x.sort(dim=1, descending=largest).values[:, :k]
+    assert torch.equal(values, expected)
+    assert torch.equal(x.gather(1, positions), values)
+    assert all(len(set(row.tolist())) == min(k, n) for row in positions)
 
 
 @pytest.mark.parametrize("place", [0, 63, 64, 9_999, 10_007])
 @pytest.mark.parametrize("largest", [True, False])
 def test_an_extreme_is_found_wherever_it_is(place: int, largest: bool) -> None:
-    x = torch.zeros(10_008)
-    x[place] = 1.0 if largest else -1.0
-    values, places = extremes(x, 1, [largest])
-    assert places.item() == place
-    assert values.item() == x[place].item()
+    x = torch.zeros(1, 10_008)
+    x[0, place] = 1.0 if largest else -1.0
+    values, positions = extremes(x, 1, largest=largest)
+    assert positions.item() == place
+    assert values.item() == x[0, place].item()
 
 
 @given(
