@@ -18,6 +18,7 @@ from dst_grpc.engine.interventions import Beside, RowIntervention
 from dst_grpc.engine.taps import Taps
 from dst_grpc.errors import require
 from tests import families, models
+from tests.closeness import assert_close
 from tests.plain import Transcoder
 
 BASE = families.PROMPT
@@ -101,7 +102,7 @@ def test_patched_and_scaled_runs_are_those_of_the_reference(name: str, tmp_path:
                 )
                 found = require(decoder.forward(torch.tensor([BASE, SOURCE]), Taps(interventions=[ours])))
                 expected = logits_with(model, location, layer, partial(change, entries=entries))
-                torch.testing.assert_close(found, expected, rtol=0, atol=5e-5, msg=f"{location} of layer {layer}")
+                assert_close(found, expected, rtol=0, atol=5e-5, msg=f"{location} of layer {layer}")
                 assert (found[0] - plain[0]).abs().max() > 1e-3, (location, layer)
 
 
@@ -119,6 +120,6 @@ def test_transcoders_in_the_graph_change_neither_logits_nor_gradients(
         logits = require(decoder.forward(torch.tensor([BASE, SOURCE]), taps))
         found.append((logits.detach(), taps.gradients(logits[:, -1, 3].sum())))
     (logits, gradients), (with_latents, through_latents) = found
-    torch.testing.assert_close(with_latents, logits, rtol=0, atol=5e-5)
+    assert_close(with_latents, logits, rtol=0, atol=5e-5)
     for site in sites:
-        torch.testing.assert_close(through_latents[site], gradients[site], rtol=1e-3, atol=5e-5)
+        assert_close(through_latents[site], gradients[site], rtol=1e-3, atol=5e-5)

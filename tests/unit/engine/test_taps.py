@@ -21,6 +21,7 @@ from dst_grpc.engine.splice import Splice
 from dst_grpc.engine.taps import Site, Taps
 from dst_grpc.errors import require
 from tests import models
+from tests.closeness import assert_close
 from tests.plain import Kind, Transcoder
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
@@ -212,7 +213,7 @@ def test_without_ablations_a_splice_changes_nothing_but_rounding(
     decoder: Decoder, kind: Kind, activation: AutoencoderActivation
 ) -> None:
     logits, _ = run(decoder, splices=spliced(kind, activation=activation))
-    torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
+    assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,7 +301,7 @@ def test_each_layer_has_an_autoencoder_of_its_own(decoder: Decoder) -> None:
 def test_two_autoencoders_may_be_in_the_graph_at_once(decoder: Decoder) -> None:
     both = spliced(T.RESID_DELTA_ATTN) | spliced(T.MLP_POST_ACT)
     logits, _ = run(decoder, splices=both)
-    torch.testing.assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
+    assert_close(logits, run(decoder)[0], rtol=0, atol=1e-10)
 
 
 def test_no_gradient_is_found_where_the_origin_does_not_depend_on_the_tap(decoder: Decoder) -> None:

@@ -37,6 +37,7 @@ from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
+from tests.closeness import assert_close
 
 WORLDS = {
     name: models.world(T.MLP_POST_ACT, T.RESID_POST_MLP, seed=5, config=models.ARCHITECTURES[name])
@@ -179,10 +180,10 @@ def check(name: str, change: Intervention, formula: Callable[[torch.Tensor, Site
     gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     taps = found.recording.taps
     for (site, value), gradient in zip(values.items(), gradients, strict=True):
-        torch.testing.assert_close(taps.values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=str(site))
+        assert_close(taps.values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=str(site))
         expected = torch.zeros_like(value) if gradient is None else gradient
         ours = taps.gradient(site, value.detach())
-        torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-8, msg=f"gradient at {site}")
+        assert_close(ours, expected, rtol=1e-7, atol=1e-8, msg=f"gradient at {site}")
 
 
 @pytest.mark.parametrize("kind", DIRECTIONS)

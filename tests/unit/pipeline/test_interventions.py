@@ -18,6 +18,7 @@ from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
+from tests.closeness import assert_close
 
 SPLICED: dict[str, tuple[plain.Kind, ...]] = {
     "gpt2": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
@@ -87,13 +88,14 @@ def check(
 ) -> None:
     """Every value and gradient is as expected."""
     values, gradients = expected
+    name = str(what)
     assert found.taps.values.keys() == values.keys()
     for site, value in values.items():
-        text = f"{what}: at {site}"
+        text = f"{name}: at {site}"
         gradient = gradients.get(site, torch.zeros_like(value))
         ours = found.taps.gradient(site, value.detach())
-        torch.testing.assert_close(found.taps.values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=text)
-        torch.testing.assert_close(ours, gradient, rtol=1e-7, atol=1e-8, msg=f"gradient of {text}")
+        assert_close(found.taps.values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=text)
+        assert_close(ours, gradient, rtol=1e-7, atol=1e-8, msg=f"gradient of {text}")
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -32,6 +32,7 @@ from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
 from tests import models, plain, traces
+from tests.closeness import assert_close
 
 WORLDS = {
     name: models.world(T.RESID_POST_MLP, seed=3, config=models.ARCHITECTURES[name])
@@ -151,7 +152,7 @@ def test_a_loss_is_its_formula_and_so_are_its_gradients(kind: str) -> None:
     for (site, x), gradient in zip(taps.items(), gradients, strict=True):
         expected = torch.zeros_like(x) if gradient is None else gradient
         ours = found.recording.taps.gradient(site, x.detach())
-        torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-9, msg=str(site))
+        assert_close(ours, expected, rtol=1e-7, atol=1e-9, msg=str(site))
 
 
 PATCH = Intervention(
@@ -197,7 +198,7 @@ def test_a_divergence_is_from_another_run(
     value = (of_reference.exp() * (of_reference - log_p(taps, own))).sum()
     (gradient,) = torch.autograd.grad(value, [taps[EMBEDDING]])
     assert found.loss == pytest.approx(value.item(), rel=1e-9)
-    torch.testing.assert_close(found.recording.taps.gradients[EMBEDDING], gradient, rtol=1e-7, atol=1e-9)
+    assert_close(found.recording.taps.gradients[EMBEDDING], gradient, rtol=1e-7, atol=1e-9)
 
 
 def test_two_runs_may_be_compared_with_one_another() -> None:

@@ -34,6 +34,7 @@ from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.run import run
 from tests import interventions, models, plain
+from tests.closeness import assert_close
 
 SPLICED: dict[str, tuple[plain.Kind, ...]] = {
     "gpt2": (T.MLP_POST_ACT, T.RESID_DELTA_ATTN),
@@ -120,9 +121,9 @@ def check(
     assert found.taps.values.keys() == values.keys()
     for site, value in values.items():
         gradient = gradients.get(site, torch.zeros_like(value))
-        torch.testing.assert_close(found.taps.values[site], value.detach(), rtol=bound, atol=bound / 10, msg=str(site))
+        assert_close(found.taps.values[site], value.detach(), rtol=bound, atol=bound / 10, msg=str(site))
         ours = found.taps.gradient(site, value.detach())
-        torch.testing.assert_close(ours, gradient, rtol=bound, atol=bound / 10, msg=f"gradient at {site}")
+        assert_close(ours, gradient, rtol=bound, atol=bound / 10, msg=f"gradient at {site}")
 
 
 def selected(selection: TapSelection, x: torch.Tensor) -> list[tuple[int, ...]]:
@@ -223,7 +224,7 @@ def test_what_is_held_stays_as_it_would_be_without_any_change(name: str) -> None
     changed |= {(L.ATTN_QK_PROBS, layer): {(): read[L.ATTN_QK_PROBS, layer].detach()} for layer in range(3)}
     found_values, expected = found.taps.values, by_hand(name, BASE, changed)[0]
     for site, value in expected.items():
-        torch.testing.assert_close(found_values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=str(site))
+        assert_close(found_values[site], value.detach(), rtol=1e-7, atol=1e-8, msg=str(site))
 
 
 def test_runs_that_are_read_may_be_changed_and_read_others() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from dst_grpc.domain.autoencoders import AutoencoderActivation, InputNormalization
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from tests import models, traces
+from tests.closeness import assert_close
 from tests.explained import Explained
 from tests.plain import Transcoder
 from tests.unit.scalars.formulas import FORMULAS, Row, specs_for
@@ -102,16 +102,15 @@ def check(x: Explained, rows: dict[T, Row]) -> None:
     for spec, scalar in zip(specs, result.plan.scalars, strict=True):
         row, config, derivation, n_numbers = FORMULAS[spec.dst], spec.config, result.derivation(scalar), 0
         assert config is not None
+        name = str(config)
         formulas = {PassType.FORWARD: row.forward} | ({PassType.BACKWARD: row.backward} if row.backward else {})
         for layer in scalar.layers:
             found = derivation.at(layer)
             assert found.keys() == formulas.keys()
             for pass_type, tensor in found.items():
                 expected = formulas[pass_type](x, config, layer or 0)
-                assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape)
-                if not torch.allclose(tensor, expected, rtol=1e-8, atol=1e-10):
-                    where = f"{pass_type} of {spec.dst} at layer {layer} with {config}: {{}}"
-                    torch.testing.assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where.format)
+                where = f"{pass_type} of {spec.dst} at layer {layer} with {name}"
+                assert_close(tensor, expected, rtol=1e-8, atol=1e-10, msg=where)
                 assert tensor.shape == tuple(axis.size for axis in scalar.axes)
                 n_numbers += tensor.numel()
         assert scalar.output_bytes == 4 * n_numbers

@@ -17,6 +17,7 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from tests import models, plain, traces
+from tests.closeness import assert_close
 from tests.explained import N_LAYERS, Explained
 from tests.unit.scalars.formulas import FORMULAS
 
@@ -69,7 +70,7 @@ def test_values_and_gradients_at_every_tap_are_those_of_the_plain_model(x: Expla
     for (dst, pass_type, layer), found in models.tensors(result).items():
         site: Site = (raw[dst], layer)
         expected = x.value[site] if pass_type is PassType.FORWARD else x.gradient[site]
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=f"{site}: {{}}".format)
+        assert_close(found, expected, rtol=1e-8, atol=1e-10, msg=str(site))
 
 
 def moved(x: Explained) -> torch.Tensor:
