@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from dst_grpc.cli._app import app
 from dst_grpc.cli._explain import attention_of, explain_request_of
 from dst_grpc.cli._facts import rows_of
 from dst_grpc.cli._guesses import guesses_of
@@ -80,12 +82,16 @@ def test_attention_is_that_of_the_head(client: Client) -> None:
 
 
 def test_the_whole_program(embedded_address: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dst_grpc.cli", "explain", *ASKED, "--server", embedded_address]
+    arguments = ["explain", *ASKED, "--server", embedded_address]
 
     def said(*options: str) -> str:
-        return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        done = CliRunner().invoke(app, [*arguments, *options])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
 
-    seen = said("--ablate", "2.h1", "--head", "2.1", "--trace", "3.n172@13")
+    command = [sys.executable, "-m", "dst_grpc.cli", *arguments, "--ablate", "2.h1", "--head", "2.1"]
+    command += ["--trace", "3.n172@13"]
+    seen = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "To explain: the pre-activation of 3.n172@13" in seen
     assert "With 2.h1=0" in seen
     assert "Attention of 2.h1" in seen

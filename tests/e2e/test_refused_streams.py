@@ -20,7 +20,9 @@ from tests import tokens
 from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
 
 SCALARS, TENSORS = "/dst.v1.DerivedScalarService", "/dst.v1.TensorService"
-_CALLS = 20
+_CALLS = 8
+"""Of calls that are not heard out, more than half fail."""
+_STOPS = 20
 _MESSAGES = 200
 _DESCRIPTION = tensor_service_pb2.PutTensorRequest(
     description=tensor_service_pb2.TensorDescription(
@@ -74,12 +76,12 @@ async def test_a_client_whose_answers_make_it_send_more_is_told_that_the_server_
             draining = draining or asyncio.create_task(rig.server.drain())
 
     reasons = Counter[Reason]()
-    for _ in range(_CALLS):
+    for _ in range(_STOPS):
         async with rigged() as rig, AsyncClient(rig.server.address) as client:
             with pytest.raises(Unavailable) as caught:
                 await answers(rig, client)
             reasons[caught.value.reason] += 1
-    assert reasons == {Reason.DRAINING: _CALLS}
+    assert reasons == {Reason.DRAINING: _STOPS}
 
 
 async def test_a_client_that_waits_for_an_answer_is_told(rig: Rig) -> None:

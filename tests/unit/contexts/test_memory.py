@@ -123,7 +123,7 @@ print(json.dumps({"before": before, "after": after}))
     assert abs(found["after"] / found["before"] - 1) < 0.05
 
 
-def test_running_out_of_memory_while_loading_is_exhaustion_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+def test_running_out_of_memory_while_loading_is_exhaustion_and_leaves_nothing(tmp_path: Path) -> None:
     found = measured(
         """
 before = settled()
@@ -140,7 +140,7 @@ weights = await want(cache, "large")
 await cache.close()
 print(json.dumps({"failure": failure, "before": before, "after": after, "state": state.state, "weights": weights}))
 """,
-        folder,
+        write(tmp_path / "large", torch.float32),
         tmp_path,
     )
     assert found["failure"] == ["Exhausted", "OUT_OF_MEMORY", {"needed_bytes": str(found["weights"])}]
