@@ -4,7 +4,7 @@ Both are processes of their own; ours logs, measures and knows its callers by to
 processor's time of a server is that of all its threads. Rounds are interleaved, and ratios are those of one round: on
 a machine that others use too, they say more than rates do. What is asked again is answered from what is kept; a new
 question about a kept run is planned and derived; a new prompt takes a pass too, and is compared with the same in this
-process.
+process, on one thread as in the server, whose passes take more only where they are large.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import torch
 
 from benchmarks.bare import serve_bare
 from benchmarks.serving import in_process, small_request
@@ -195,5 +196,8 @@ async def _lines(ours: Server, bare: Server) -> list[str]:
 def report() -> Iterator[str]:
     """All of it."""
     yield "calls beside a bare grpc.aio stream of the same bytes; medians, and the middle half of the rounds:"
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with _servers() as (ours, bare):
         yield from asyncio.run(_lines(ours, bare))
+    torch.set_num_threads(n_threads)
