@@ -124,9 +124,10 @@ class Matrix:
         return self.weights[indices].to(device)
 
     def blocks(self, device: torch.device | str = "cpu") -> Iterator[tuple[int, torch.Tensor]]:
-        """Three rows at a time."""
-        for begin in range(0, self.n_rows, 3):
-            yield begin, self.weights[begin : begin + 3].to(device)
+        """Three rows at a time; of a large matrix, a part of it."""
+        at_once = max(3, self.n_rows // 16)
+        for begin in range(0, self.n_rows, at_once):
+            yield begin, self.weights[begin : begin + at_once].to(device)
 
     def check(self, values: torch.Tensor) -> torch.Tensor:
         return values

@@ -119,7 +119,7 @@ async def test_text_becomes_tokens_and_back(catalog: CatalogService) -> None:
         await anext(catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), None))
 
 
-@pytest.mark.parametrize("text", ["", "a" * 1_000_000, "aä" * 700_000, "ä" * 1_500_000])
+@pytest.mark.parametrize("text", ["", "aä" * 400_000, "ä" * 600_000])
 async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService, text: str) -> None:
     token_ids: list[int] = []
     token_strings: list[str] = []
