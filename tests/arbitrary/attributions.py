@@ -23,17 +23,20 @@ common = {
     "orientation": st.sampled_from(Orientation),
     "rule": st.sampled_from(PropagationRule),
 }
+graph = common | {
+    "method": st.sampled_from([AttributionMethod.INTEGRATED_INPUTS, AttributionMethod.INTEGRATED_ACTIVATIONS]),
+    "edges": st.just(True),
+    "by_position": st.booleans(),
+    "path_rule": optional(st.sampled_from(PathRule)),
+    "steps": steps,
+    "verify": st.integers(0, MAX_VERIFIED),
+}
+of_edges = st.builds(AttributeRequest, **graph)
 of_graph = st.builds(
     AttributeRequest,
-    **common,
-    method=st.sampled_from([AttributionMethod.INTEGRATED_INPUTS, AttributionMethod.INTEGRATED_ACTIVATIONS]),
-    nodes=tuples(st.sampled_from([AttributedNode.HEAD, AttributedNode.INPUT]), unique=True),
-    edges=st.just(True),
-    by_position=st.booleans(),
-    path_rule=optional(st.sampled_from(PathRule)),
-    steps=steps,
+    **graph,
+    nodes=tuples(st.sampled_from([AttributedNode.HEAD, AttributedNode.INPUT]), min_size=1, unique=True),
     magnitudes=st.booleans(),
-    verify=st.integers(0, MAX_VERIFIED),
 )
 of_groups = st.builds(
     AttributeRequest,
@@ -49,7 +52,7 @@ of_tokens = st.builds(
     by_channel=st.booleans(),
 )
 
-own(AttributeRequest, of_graph | of_groups | of_tokens)
+own(AttributeRequest, of_edges | of_graph | of_groups | of_tokens)
 own(
     ScoreValues,
     st.builds(ScoreValues, uint32, st.lists(floats32, max_size=5).map(lambda x: np.array(x, np.float32)), uint64),
