@@ -17,6 +17,8 @@ CHECKOV := .venv-deploy/bin/checkov
 
 # Some containers set it, and each of the hundreds of commands and servers that tests start would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
+# Or the makes that tests run, whose output they read, would say which folder they enter.
+unexport MAKEFLAGS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo real-model test protos lint parity e2e load fuzz faults real bench scorecard gpu-check check polyglot mesh operate docs browser guide release deploy-check
@@ -79,7 +81,7 @@ gpu-check: ## check on a GPU what only a GPU can show, within eight minutes
 # Debian's packages.
 polyglot: export PATH := $(CURDIR)/$(BIN):$(PATH)
 polyglot: $(DEV) $(NODE) ## build the example clients, and compare what they all say of a live server
-	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE env -u MAKEFLAGS $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
+	python -m tests.polyglot.toolchains | xargs -P 2 -I LANGUAGE $(MAKE) --silent -j 2 -C examples/clients/LANGUAGE
 	$(MAKE) --silent -C examples/clients/node test
 	python -m pytest tests/polyglot
 
@@ -113,7 +115,7 @@ release: $(DEV) ## build what a release consists of into dist/: sdist, wheel, th
 
 # What the tests run with is installed before any begins, because two targets then run at a time: many mostly wait.
 check: $(DEV) $(REAL) $(NODE) $(ENVOY) $(TRACER_PAGE) $(SABLEDOCS) $(CHECKOV) lint test ## everything that CI runs
-	$(MAKE) --jobs 2 --output-sync polyglot mesh operate real fuzz browser docs deploy-check
+	$(MAKE) PYTHON=$(PYTHON) --jobs 2 --output-sync polyglot mesh operate real fuzz browser docs deploy-check
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
