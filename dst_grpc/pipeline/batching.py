@@ -80,7 +80,6 @@ class Batcher:
         self._looking: asyncio.TimerHandle | None = None
         """When to look again for readers that have stalled."""
         self._at_rest = at_rest
-        """Batches that have ended."""
         self._resting: asyncio.TimerHandle | None = None
         """When to see whether the device rests, if anything has run since it did."""
 
