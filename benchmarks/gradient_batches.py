@@ -7,7 +7,6 @@ use the machine change these little. Both use one thread. The bare pass is of on
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import statistics
 import tempfile
@@ -17,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from benchmarks import subjects
 from benchmarks.fairness import write_model
+from benchmarks.measure import one_thread
 from dst_grpc.client import AsyncClient
 from dst_grpc.contexts.loading import FileLoader
 from dst_grpc.contexts.registry import Registry
@@ -137,15 +135,11 @@ async def _report(server: Server, decoder: Decoder) -> list[str]:
 def report() -> Iterator[str]:
     """All of it."""
     yield f"gradients of {_PROMPTS} prompts on one stream, {_LAYERS} layers, d {_D}, {_HEADS} heads:"
-    n_threads = torch.get_num_threads()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the server's
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         write_model(top / "model", _LAYERS, _D, _HEADS)
         registry = Registry.build(models={"m": top / "model"}, device="cpu")
         decoder = FileLoader().load_model(registry.model_entry("m"), lambda _: None).decoder
         model = ("--model", f"m={top / 'model'}", "--default-model", "m", "--preload", "m")
-        with running(*SERVE, *model, log=top / "log") as server:
+        with running(*SERVE, *model, log=top / "log", OMP_NUM_THREADS="1") as server:
             yield from asyncio.run(_report(server, decoder))
-    torch.set_num_threads(n_threads)

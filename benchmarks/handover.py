@@ -23,9 +23,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import torch
 
 from benchmarks.bare import serve_bare
+from benchmarks.measure import one_thread
 from benchmarks.serving import in_process, small_request
 from dst_grpc.domain.requests import DerivedScalarSpec, ResolveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
@@ -196,8 +196,5 @@ async def _lines(ours: Server, bare: Server) -> list[str]:
 def report() -> Iterator[str]:
     """All of it."""
     yield "calls beside a bare grpc.aio stream of the same bytes; medians, and the middle half of the rounds:"
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with _servers() as (ours, bare):
+    with one_thread(), _servers() as (ours, bare):
         yield from asyncio.run(_lines(ours, bare))
-    torch.set_num_threads(n_threads)

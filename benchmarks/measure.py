@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,17 @@ def interleaved(work: Mapping[str, Callable[[], object]], n_rounds: int) -> Roun
             piece()
             seconds[name].append(time.perf_counter() - started)
     return Rounds(seconds)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute on one thread within the block."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def conditions(n_rounds: int) -> str:
