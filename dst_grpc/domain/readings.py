@@ -53,7 +53,7 @@ class DeviceReading:
     oldest_seconds: float
     """How long the oldest of them has waited; 0 if none waits."""
     expected_wait: float
-    """Seconds that a caller of whom nothing waits would wait now."""
+    """Seconds that a caller of whom nothing waits would wait now for its turn."""
     busy_seconds: float
     """Time that it has worked, up to now."""
     store_hits: int

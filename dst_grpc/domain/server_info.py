@@ -44,7 +44,7 @@ class DeviceLoad:
     device: str
     """Its name, e.g. "cpu" or "cuda:0"."""
     expected_wait: float
-    """Seconds that a caller of whom nothing waits would wait now."""
+    """Seconds that a caller of whom nothing waits would wait now for its turn."""
     waiting_requests: int
     """How many passes and steps of answers wait."""
 

@@ -104,7 +104,7 @@ class DeviceReadings(Collector):
         )
         wait = GaugeMetricFamily(
             "dst_expected_wait_seconds",
-            "Time that a caller of whom nothing waits would wait.",
+            "Time that a caller of whom nothing waits would wait for its turn.",
             labels=("device",),
         )
         busy = CounterMetricFamily(

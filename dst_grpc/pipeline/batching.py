@@ -2,15 +2,15 @@
 
 Plans of a batch are right-padded. No plan is delayed to be batched: plans queue while a batch runs. A plan whose
 recording is still kept runs nothing. If a batch fails, each of its plans is run again alone, so that only the faulty
-one fails. A batch continues as long as any of its callers waits. Used on the event loop; jobs run on the worker's
-thread.
+one fails. A batch continues as long as any of its callers waits. While one runs, a small job of another caller may run
+in its midst, wherever it gives way: at its checks. Used on the event loop; jobs run on the worker's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.results import MadeAnswer, RunSummary
     from dst_grpc.domain.work import OnWork, PassesDone
+    from dst_grpc.engine.cancellation import Check
     from dst_grpc.engine.decoder import Decoder
     from dst_grpc.pipeline.arrangement import Kept
     from dst_grpc.pipeline.door import Ticket
+    from dst_grpc.pipeline.jobs import Batch
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.scheduler import Scheduler
     from dst_grpc.pipeline.store import RecordingStore
@@ -50,6 +52,17 @@ _LOOK_SECONDS = 1.0
 _REST_SECONDS = 10.0
 """How long nothing must have run before freed memory is returned, as in jemalloc: the next job pays for getting it
 again."""
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A batch that runs."""
+
+    batch: Batch
+    jobs: list[Awaited]
+    """Its jobs."""
+    passes: list[PassesDone] = field(default_factory=list)
+    """What was done. Added to on the worker's thread."""
 
 
 class Batcher:
@@ -71,8 +84,6 @@ class Batcher:
         self.store = store
         """What is kept."""
         self._observers = observers
-        self._passes: list[PassesDone] = []
-        """Of the running batch. Added to on the worker's thread."""
         self.scheduler = scheduler
         """What waits for the device."""
         self._rates = Rates()
@@ -236,14 +247,14 @@ class Batcher:
         self._is_waking = False
         for late in self.scheduler.drop_late():
             fail(late, DeadlineExceeded("the request waited until there was too little time left before its deadline"))
-        batch = self.scheduler.start()
+        batch = self.scheduler.start() or self.scheduler.interrupt()
         self._relieve()
         if batch is None:
             return
-        jobs = [job for job in batch.jobs if isinstance(job, Awaited)]
-        operations = sum(job.operations for job in jobs)
-        running = self.worker.submit(partial(self._run, jobs), operations=operations)
-        running.add_done_callback(partial(self._finish, jobs, batch.started))
+        running = _Running(batch, [job for job in batch.jobs if isinstance(job, Awaited)])
+        operations = sum(job.operations for job in running.jobs)
+        run = self.worker.submit if batch.interrupts is None else self.worker.interrupt
+        run(partial(self._run, running), operations=operations).add_done_callback(partial(self._finish, running))
 
     def _relieve(self) -> None:
         """Give up readers that have stalled while others wait for the memory that they hold; look again in a while."""
@@ -270,13 +281,14 @@ class Batcher:
         else:
             self.worker.submit(at_rest)
 
-    def _finish(self, jobs: Sequence[Awaited], started: float, running: asyncio.Future[Sequence[object]]) -> None:
+    def _finish(self, running: _Running, done: asyncio.Future[Sequence[object]]) -> None:
         self._await_rest()
-        self.scheduler.finish([job for job in jobs if job.as_estimated])
+        jobs = running.jobs
+        self.scheduler.finish(running.batch, [job for job in jobs if job.as_estimated])
         note_stages(jobs)
-        self._tell(jobs, started)
-        error = stopping() if running.cancelled() else running.exception()
-        results = running.result() if error is None else [failure_of(error)] * len(jobs)
+        self._tell(running)
+        error = stopping() if done.cancelled() else done.exception()
+        results = done.result() if error is None else [failure_of(error)] * len(jobs)
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
                 fail(job, result)
@@ -284,30 +296,47 @@ class Batcher:
                 job.result.set_result(result)
         self._wake()
 
-    def _tell(self, jobs: Sequence[Awaited], started: float) -> None:
-        """Tell observers what was done since *started*."""
-        passes, self._passes = self._passes, []
+    def _tell(self, running: _Running) -> None:
+        """Tell observers what was done."""
         if self._observers:
-            work = work_done(self.worker.device, started, jobs, passes)
+            work = work_done(self.worker.device, running.batch.started, running.jobs, running.passes)
             for observer in self._observers:
                 observer(work)
 
     # On the worker's thread
 
-    def _run(self, jobs: Sequence[Awaited]) -> list[object]:
-        """The results of *jobs*: of a single step, or of plans."""
-        started = time.monotonic()
-        passes = [job for job in jobs if isinstance(job, Pass)]
+    def giving_way(self, check: Check) -> Check:
+        """*check* for work on the worker's thread, which may be interrupted wherever it is made."""
+
+        def give_way() -> None:
+            check()
+            self.worker.give_way()
+
+        return give_way
+
+    def _run(self, running: _Running) -> list[object]:
+        """The results of jobs: of a single step, or of plans."""
+        started, batch = time.monotonic(), running.batch
+        if batch.interrupts is None:
+            return self._results(running, started)
+        batch.started = started
+        try:
+            return self._results(running, started)
+        finally:
+            batch.interrupts.interrupted += time.monotonic() - started
+
+    def _results(self, running: _Running, started: float) -> list[object]:
+        passes = [job for job in running.jobs if isinstance(job, Pass)]
         if passes:
-            return self._run_passes(passes, started)
-        (step,) = (job for job in jobs if isinstance(job, Step))
+            return self._run_passes(passes, started, running.passes)
+        (step,) = (job for job in running.jobs if isinstance(job, Step))
         step.as_estimated = True
         outcome = self._outcome(step.work)
         step.stages.append((Stage.DERIVE, started, time.monotonic()))
         return [outcome]
 
-    def _run_passes(self, batch: Sequence[Pass], started: float) -> list[object]:
-        """Plans without a kept recording run as one batch, or, if that fails, one by one."""
+    def _run_passes(self, batch: Sequence[Pass], started: float, done: list[PassesDone]) -> list[object]:
+        """Plans without a kept recording run as one batch, or, if that fails, one by one; *done* is added to."""
         results: dict[int, RunResult | Exception] = {}
         for i, job in enumerate(batch):
             recording = self.store.find(job.plan, job.ticket.caller)
@@ -315,35 +344,35 @@ class Batcher:
                 job.as_estimated = job.is_stored
                 results[i] = RunResult(job.plan, job.decoder, job.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
-        results |= dict(zip(new, self._run_new([batch[i] for i in new]), strict=True))
+        results |= dict(zip(new, self._run_new([batch[i] for i in new], done), strict=True))
         ran = time.monotonic()
         for i in new:
             batch[i].stages.append((Stage.PASS, started, ran))
         return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
 
-    def _run_new(self, batch: Sequence[Pass]) -> Sequence[RunResult | Exception]:
+    def _run_new(self, batch: Sequence[Pass], done: list[PassesDone]) -> Sequence[RunResult | Exception]:
         """The results of a batch; if it fails, of each of its plans alone. Recordings give way to a plan that has no
         memory."""
         n_kept = self.store.byte_count
         try:
-            return self._ran(batch)
+            return self._ran(batch, done)
         except Cancelled:
             return [cancelled() for _ in batch]  # without the traceback, whose frames would keep tensors alive
         except BaseException as error:  # noqa: BLE001  whatever it is, it is one caller's, who gets it
             told = self._told(error)
         if len(batch) > 1:
-            return [result for job in batch for result in self._run_new([job])]
-        return self._run_new(batch) if self.store.byte_count < n_kept else [told]
+            return [result for job in batch for result in self._run_new([job], done)]
+        return self._run_new(batch, done) if self.store.byte_count < n_kept else [told]
 
-    def _ran(self, batch: Sequence[Pass]) -> Sequence[RunResult]:
+    def _ran(self, batch: Sequence[Pass], done: list[PassesDone]) -> Sequence[RunResult]:
         if not batch:
             return []
         sets = {name: found for job in batch for name, found in job.sets.items()}
         plans = [self.store.widened(job.plan) for job in batch]
-        check, max_tokens = partial(check_wanted, batch), self.scheduler.max_batch_tokens
+        check, max_tokens = self.giving_way(partial(check_wanted, batch)), self.scheduler.max_batch_tokens
         with naming(batch[0].plan.direction_paths):  # a batch of several fails for none of them
             found = run(plans, batch[0].decoder, sets, check, max_tokens=max_tokens, kept=self._kept(batch))
-        self._passes += (one.done for one in dict.fromkeys(one for result in found for one in result.batches))
+        done += (one.done for one in dict.fromkeys(one for result in found for one in result.batches))
         results = []
         for job, result in zip(batch, found, strict=True):
             job.as_estimated, job.n_run = not job.is_stored, job.n_tokens

@@ -145,11 +145,12 @@ class Executor:
         batcher = self._device(plans[0].model.device)
         batcher.check(ticket, plans, steps, n_steps)
         deriving, loading = Cancellation(), _Loading(ticket.timeline)
+        check = batcher.giving_way(deriving.check)
         try:
             async with self._cache.lease(plans[0].model, entries, handles=handles, on_progress=loading.note) as lease:
                 loading.end()
                 answer, iterator, ready, made = await _begun(
-                    batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, make, deriving.check
+                    batcher, ticket, plans, lease.model, dict(lease.autoencoders), begin, make, check
                 )
                 batcher.shrink(ticket, taken(peak_bytes if held_bytes is None else held_bytes))
                 while not answer.is_complete:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from dst_grpc.domain.callers import Priority
 from dst_grpc.pipeline.rates import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
 
-    from dst_grpc.domain.callers import Priority
     from dst_grpc.pipeline.door import Ticket
 
     FlowKey = tuple[str, Priority]
@@ -61,7 +61,11 @@ class Batch:
     """Jobs that run together."""
 
     started: float
-    """When it was formed."""
+    """When it was formed; of one that interrupts another, when it began to run."""
+    interrupts: Batch | None = None
+    """The batch in whose midst it runs, if any."""
+    interrupted: float = 0.0
+    """Seconds for which others have run in its midst. Changed on the device's thread."""
     jobs: list[Job] = field(default_factory=list)
     """The jobs."""
     cost: float = 0.0
@@ -89,11 +93,14 @@ class Flow:
     Steps of answers that have begun go before passes, as they hold memory.
     """
 
-    __slots__ = ("_pace", "_passes", "_steps", "deficit", "key", "seconds", "weight")
+    __slots__ = ("_pace", "_passes", "_steps", "deficit", "is_sparse", "key", "seconds", "weight")
 
     def __init__(self, key: FlowKey) -> None:
         """Start empty."""
         self.key = key
+        self.is_sparse = key[1] is Priority.INTERACTIVE
+        """Whether it has not had a turn since something of it waits: it lives on what it had saved, ahead of the
+        others."""
         self.weight = 1.0
         """Its part of the device while others wait too, relative to theirs."""
         self.deficit = 0.0

@@ -4,12 +4,14 @@ Deficit round robin (Shreedhar and Varghese, 1995) in device seconds. Callers ta
 caller is given a quantum, once, and what its jobs cost is taken from it: first what they are estimated to cost, then
 the difference to what they took. A batch begins with the job whose turn it is, and is filled up with jobs that can run
 together with it, of every caller in turn; their callers are charged too, below zero if need be, and wait until that is
-made up for. So a caller with a long queue gets its part of the device, and one without waits for about a turn of each
-other. Unlike in that paper, who has nothing waiting saves a little: whoever asks now and then, but for several things
-at once, would else be held up by who always asks.
+made up for. So a caller with a long queue gets its part of the device. Unlike in that paper, who has nothing waiting
+saves a little, and with that goes before all who have a queue, until its turn comes (as new flows in FQ-CoDel, RFC
+8290): whoever asks now and then, and takes less than its part, waits for hardly more than what runs.
 
 A job is a pass, or a step of an answer that has begun: steps are charged alike, so that a long answer does not keep the
 device from others.
+
+Nor for that if it takes long: a small job of such a caller may interrupt it.
 
 Pure logic: nothing runs or waits here, and the clock is an argument. Used on the event loop only, but for
 `expected_wait`, `oldest_wait` and `counts`.
@@ -49,8 +51,8 @@ _USUAL = 0.9
 _FIRST_QUANTUM = 0.01
 _LEAST_QUANTUM = 0.001
 _SAVED = 2.0
-"""Quanta that a caller has of whom nothing waited for a few turns: so much of what it then asks at once runs in a turn,
-as if it had asked meanwhile."""
+"""Quanta that a caller has of whom nothing waited for a few turns: so much of what it then asks at once runs before its
+turn, as if it had asked meanwhile."""
 _BATCH = 0.05, 128
 """Seconds of the longest batch, unless the quantum is longer; and tokens that it may have however long they take. With
 few tokens a device fetches weights rather than computes: more of them take hardly longer."""
@@ -58,12 +60,17 @@ _BATCH_ALONE = 1.0, 512
 """The same of a caller who is alone: longer batches do more, and keep nobody waiting."""
 _ALONE_AFTER_SECONDS = 10.0
 """After so long a caller whom no other has interrupted is alone."""
+_SMALL = 0.125
+"""Part of the running batch's cost that a job may have which interrupts it, and of which the batch has twice as much
+left at least: else the job waits about as long as it runs."""
+_MOST_INTERRUPTED = 0.5
+"""Part of its cost for which a batch may be interrupted in all."""
 _OFFERED = 64
 """Jobs of a caller, the next ones, among which companions of a batch are looked for."""
 
 
 class Scheduler:
-    """The queue of one device, which runs one batch at a time."""
+    """The queue of one device, which runs one batch at a time, and at most one in the midst of it."""
 
     def __init__(
         self, limits: DeviceLimits, clock: Callable[[], float], charge: Callable[[str, float], None] | None = None
@@ -84,6 +91,8 @@ class Scheduler:
         self.memory = MemoryShares(limits.max_run_bytes)
         """What running requests take."""
         self._running: Batch | None = None
+        self._interrupting: Batch | None = None
+        """What runs in its midst."""
         self._costs: deque[float] = deque(maxlen=_COSTS_KEPT)
         """Of the latest passes."""
         self._quantum = _FIRST_QUANTUM
@@ -117,9 +126,11 @@ class Scheduler:
         if remaining is None or (self._running is None and not self._n_waiting):
             return
         key = _key_of(ticket)
-        ticket.expected = self._wait(key, _weight_of(ticket), cost)
+        wait, goes_first = self._wait(key, _weight_of(ticket), cost)
         flow = self._ring.get(key)
-        wait = ticket.expected * (flow.pace if flow else 1.0)
+        if not goes_first:
+            ticket.expected = wait
+            wait *= flow.pace if flow else 1.0
         if wait > _MOST_OF_TIME * remaining:
             raise Exhausted(
                 f"the answer can be expected in {wait:.3g} s, too late for a deadline in {max(remaining, 0.0):.3g} s",
@@ -136,28 +147,44 @@ class Scheduler:
 
     @property
     def expected_wait(self) -> float:
-        """Seconds that a caller of whom nothing waits would wait now. May be read on any thread."""
-        return self._wait(None, 1.0, 0.0)
+        """Seconds that a caller of whom nothing waits would wait now for its turn. May be read on any thread."""
+        return self._wait(None, 1.0, 0.0)[0]
 
-    def _wait(self, key: FlowKey | None, weight: float, cost: float) -> float:
-        """Expected seconds until one more job of a flow, of this *weight* and *cost*, is over.
+    def _wait(self, key: FlowKey | None, weight: float, cost: float) -> tuple[float, bool]:
+        """Expected seconds until one more job of a flow, of this *weight* and *cost*, is over; and whether it goes
+        before those who have a queue.
 
         Until then the flow's own jobs run, and of every other as much as its turns allow meanwhile, or all that waits.
         """
         quantum, running = self._quantum, self._running
-        wait = 0.0 if running is None else max(running.started + running.cost - self._clock(), 0.0)
-        own, saved = cost, _SAVED * quantum * weight
-        others = []
-        for flow in list(self._ring.values()):
-            if flow.key == key:
-                own += flow.seconds
-                saved = flow.deficit
-            else:
-                others.append(flow)
-        for flow in others:
-            turns = (max(own - saved, 0.0) + quantum) * flow.weight / weight + flow.deficit
-            wait += max(min(turns, flow.seconds), 0.0)
-        return wait + own
+        flows = list(self._ring.values())
+        own = cost + sum(flow.seconds for flow in flows if flow.key == key)
+        goes_first, saved = self._credit(key, weight)
+        goes_first = goes_first and own <= saved
+        wait = 0.0
+        if running is not None and not (goes_first and self._can_interrupt(running, key, own)):
+            wait = max(self._left_of(running), 0.0)
+        for flow in flows:
+            turns = flow.deficit
+            if not goes_first:
+                turns += (max(own - saved, 0.0) + quantum) * flow.weight / weight
+            if flow.key != key and (flow.is_sparse or not goes_first):
+                wait += max(min(turns, flow.seconds), 0.0)
+        return wait + own, goes_first
+
+    def _credit(self, key: FlowKey | None, weight: float) -> tuple[bool, float]:
+        """Whether jobs of a flow go before others, and device seconds that it may use before its next turn.
+
+        None is a flow that goes before nobody.
+        """
+        flow = None if key is None else self._ring.get(key)
+        if flow is not None:
+            return flow.is_sparse, flow.deficit
+        return key is not None and Flow(key).is_sparse, _SAVED * self._quantum * weight
+
+    def _left_of(self, running: Batch) -> float:
+        """Seconds until *running* is expected to be over, if nothing else interrupts it; below 0 if it should be."""
+        return running.started + running.cost + running.interrupted - self._clock()
 
     # The queue
 
@@ -210,7 +237,8 @@ class Scheduler:
 
         Requests whose first jobs are among them hold their memory from now on, until `memory.release`.
         """
-        first = self._first() if self._running is None else None
+        is_free = self._running is None and self._interrupting is None
+        first = self._first() if is_free else None
         if first is None:
             return None
         batch = self._running = Batch(self._clock())
@@ -221,6 +249,35 @@ class Scheduler:
         if n_started:
             self.memory.note_passed_over(self._nexts())
         return batch
+
+    def interrupt(self) -> Batch | None:
+        """A job to run now in the midst of the running batch; None if there is none. `finish` must follow before it is
+        called again."""
+        running = self._running
+        if running is None or self._interrupting is not None:
+            return None
+        for job in self._ahead():
+            if self._can_interrupt(running, _key_of(job.ticket), job.cost) and self.memory.fits(job.ticket):
+                batch = self._interrupting = Batch(self._clock(), running)
+                self._take(job, batch)
+                return batch
+        return None
+
+    def _ahead(self) -> Iterator[Job]:
+        """The next job of each caller who goes before the others."""
+        for flow in self._ring.values():
+            head = flow.head
+            if flow.is_sparse and head is not None and head.cost <= flow.deficit:
+                yield head
+
+    def _can_interrupt(self, running: Batch, key: FlowKey | None, cost: float) -> bool:
+        """Whether jobs of *cost* seconds may run in the midst of the running batch, if they go before others."""
+        if any(_key_of(job.ticket) == key for job in running.jobs):
+            return False
+        left = abs(self._left_of(running))  # the longer it is overdue, the longer it may still take
+        whole = self._clock() - running.started - running.interrupted + left
+        is_small = cost <= min(_SMALL * whole, left / 2)
+        return is_small and running.interrupted + cost <= _MOST_INTERRUPTED * whole
 
     def _take(self, job: Job, batch: Batch) -> bool:
         """Move *job* from the queue into *batch*; whether it is the first of its request."""
@@ -235,13 +292,14 @@ class Scheduler:
             self.memory.take(job.ticket)
         return is_new
 
-    def finish(self, as_estimated: Collection[Job]) -> None:
-        """Note that the running batch is over: charge what it took, and learn how long work takes from the jobs whose
-        work was done *as_estimated*."""
-        batch, self._running = self._running, None
-        if batch is None:
-            return
-        seconds = self._clock() - batch.started
+    def finish(self, batch: Batch, as_estimated: Collection[Job]) -> None:
+        """Note that *batch* is over: charge what it took, and learn how long work takes from the jobs whose work was
+        done *as_estimated*."""
+        if batch.interrupts is None:
+            self._running = None
+        else:
+            self._interrupting = None
+        seconds = self._clock() - batch.started - batch.interrupted
         learnt: dict[Rate, tuple[int, float]] = {}
         for job in batch.jobs:
             part = seconds * (job.cost / batch.cost if batch.cost else 1 / len(batch.jobs))
@@ -319,6 +377,9 @@ class Scheduler:
         ready = {key: head for key, head in heads.items() if head is not None and self.memory.fits(head.ticket)}
         if not ready:
             return None
+        for job in self._ahead():
+            if _key_of(job.ticket) in ready:
+                return job
         while True:
             for _ in range(len(self._ring)):
                 flow = next(iter(self._ring.values()))
@@ -339,7 +400,7 @@ class Scheduler:
 
     def _end_turn(self, flow: Flow) -> None:
         """Pass the turn on. Nobody keeps more than may be saved, or than its next job costs and a quantum."""
-        self._is_new_turn = True
+        self._is_new_turn, flow.is_sparse = True, False
         self._turns_left -= 1
         if self._turns_left <= 0:
             self._begin_round()
@@ -361,10 +422,12 @@ class Scheduler:
         for.
 
         Whose turn it is gives jobs of similar lengths, wherever in its queue; the others only what they would run next,
-        so that a job that fits no batch is not overtaken again and again.
+        so that a job that fits no batch is not overtaken again and again. Who goes before those who have a queue does
+        not wait for theirs: of them only so much comes along as takes no longer than the first.
         """
         first = batch.jobs[0]
         longest, holder = self._longest_batch, _key_of(first.ticket)
+        short = (2 * first.cost, 0) if self._ring[holder].is_sparse else longest
         offers = {key: iter(list(flow)) for key, flow in self._ring.items()}
         offers[holder] = self._ring[holder].similar(first, _OFFERED)
         for is_in_credit in (True, False):
@@ -373,8 +436,9 @@ class Scheduler:
                 key = turns.popleft()
                 if is_in_credit and self._ring[key].deficit < 0:
                     continue
+                most = longest if self._ring[key].is_sparse else short
                 for job in offers[key]:
-                    if job.group == first.group and self._has_room(batch, job, *longest):
+                    if job.group == first.group and self._has_room(batch, job, *most):
                         yield job
                         turns.append(key)
                         break

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -23,7 +27,10 @@ event loop."""
 
 
 class Worker:
-    """Runs one job at a time, in order of arrival. A job cancelled while it waits never runs."""
+    """Runs one job at a time, in order of arrival. A job cancelled while it waits never runs.
+
+    A job may be interrupted by another where it gives way (`give_way`), which then runs there to its end.
+    """
 
     def __init__(self, device: str) -> None:
         """Start the thread of *device*."""
@@ -34,7 +41,11 @@ class Worker:
         """When the running job began."""
         self._is_closed = False
         self._n_threads = torch.get_num_threads()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dst-{device}", initializer=self._note_thread)
+        self._ident: int | None = None
+        """Of the thread."""
+        self._interrupting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        """Jobs that wait until the running one gives way, and their results."""
 
     def submit(self, job: Callable[[], T], *, operations: int = 0) -> asyncio.Future[T]:
         """Run *job*; its result.
@@ -52,13 +63,55 @@ class Worker:
             dropped: asyncio.Future[T] = loop.create_future()
             dropped.cancel()
             return dropped
-        return loop.run_in_executor(self._thread, self._guarded, job, operations)
+        return loop.run_in_executor(self._thread, self._timed, partial(self._guarded, job, operations))
+
+    def interrupt(self, job: Callable[[], T], *, operations: int = 0) -> asyncio.Future[T]:
+        """Run *job* as soon as the running job gives way, at the latest once that is over; else as `submit`."""
+        result: Future[T] = Future()
+        self._interrupting.append((result, partial(self._guarded, job, operations)))
+        if self._is_closed:
+            self._drop_interrupting()
+        else:
+            asyncio.get_running_loop().run_in_executor(self._thread, self._timed, self._run_interrupting)
+        return asyncio.wrap_future(result)
+
+    def give_way(self) -> None:
+        """Called by jobs wherever another may run: runs what interrupts them.
+
+        Does nothing on other threads than the worker's, such as those on which torch runs backward passes of a GPU.
+        """
+        if self._interrupting and threading.get_ident() == self._ident:
+            threads = torch.get_num_threads()
+            with torch.enable_grad():  # as where jobs begin
+                self._run_interrupting()
+            _use_threads(threads)
+
+    def _run_interrupting(self) -> None:
+        while self._interrupting:
+            result, job = self._interrupting.popleft()
+            try:
+                result.set_result(job())
+            except BaseException as error:  # noqa: BLE001  it is for whoever waits for the result
+                result.set_exception(error)
+
+    def _drop_interrupting(self) -> None:
+        with suppress(IndexError):  # the running job gave way meanwhile
+            while True:
+                self._interrupting.popleft()[0].cancel()
+
+    def _note_thread(self) -> None:
+        self._ident = threading.get_ident()
+
+    def _timed(self, job: Callable[[], T]) -> T:
+        self._busy_since = started = time.monotonic()
+        try:
+            return job()
+        finally:
+            self._busy_since = None
+            self._busy_seconds += time.monotonic() - started
 
     def _guarded(self, job: Callable[[], T], operations: int) -> T:
-        threads = self._n_threads if operations >= _WORTH_THREADS else 1
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        self._busy_since = started = time.monotonic()
+        _use_threads(self._n_threads if operations >= _WORTH_THREADS else 1)
         try:
             return job()
         except BaseException as error:
@@ -66,9 +119,6 @@ class Worker:
             if told is error:
                 raise
             raise told from told.__cause__
-        finally:
-            self._busy_since = None
-            self._busy_seconds += time.monotonic() - started
 
     @property
     def busy_seconds(self) -> float:
@@ -89,7 +139,13 @@ class Worker:
         """Let the running job end and drop the others."""
         self._is_closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._drop_interrupting()
         await asyncio.to_thread(self._thread.shutdown, wait=True)
+
+
+def _use_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def stopping() -> Unavailable:

@@ -49,7 +49,7 @@ class Device:
         """The jobs of one batch, which takes as long as estimated unless *seconds* are given."""
         batch = self.start()
         self.clock.now += batch.cost if seconds is None else seconds
-        self.scheduler.finish(())
+        self.scheduler.finish(batch, ())
         if release:
             for job in batch.jobs:
                 self.scheduler.memory.release(job.ticket)

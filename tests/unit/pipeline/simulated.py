@@ -124,7 +124,7 @@ def simulate(
             scheduler.add(job)
         else:
             clock.now, busy_until = busy_until, None
-            scheduler.finish(batch.jobs)
+            scheduler.finish(batch, batch.jobs)
             for job in batch.jobs:
                 took = clock.now - asked[job]
                 ends[job.ticket.caller.name].seconds.append(took)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dst_grpc.domain.callers import Caller, Grant, Priority
+from dst_grpc.errors import Exhausted
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.jobs import Job
 from dst_grpc.pipeline.limits import DeviceLimits
@@ -77,6 +78,8 @@ def test_a_quantum_is_given_once_a_turn_also_if_a_batch_cuts_the_turn_short() ->
     device = Device(max_batch_tokens=1)
     for name in (*("greedy",) * 9, "polite"):
         device.add(name, 9, group="same")
+    device.scheduler._ring["greedy", Priority.INTERACTIVE].is_sparse = False
+    device.scheduler._ring["polite", Priority.INTERACTIVE].is_sparse = False
     assert device.order(4) == [*("greedy",) * 3, "polite"], "a quantum, and what it had saved"
 
 
@@ -102,7 +105,7 @@ def test_who_took_longer_than_estimated_makes_up_for_it() -> None:
         (job,) = batch.jobs
         took = 0.030 if job.ticket.caller.name == "slow" else 0.010
         device.clock.now += took
-        device.scheduler.finish(())
+        device.scheduler.finish(batch, ())
         used[job.ticket.caller.name] += took
     assert used["slow"] == pytest.approx(used["honest"], abs=0.04)
 
@@ -195,11 +198,11 @@ def test_a_batch_is_no_longer_than_one_usual_job_while_several_callers_ask() -> 
     for _ in range(40):
         for name in ("a", "b"):
             device.add(name, 10, group="same", n_tokens=64)
-    batches = [device.start().cost]
+    batches = [device.start()]
     for _ in range(10):
-        device.scheduler.finish(())
-        batches.append(device.start().cost)
-    assert max(batches) == pytest.approx(0.05)
+        device.scheduler.finish(batches[-1], ())
+        batches.append(device.start())
+    assert max(batch.cost for batch in batches) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("names_of", "n_tokens"), [(("a", "b"), 128), (("a",), 512)])
@@ -337,6 +340,207 @@ def test_nobody_starves(callers: list[tuple[int, int]]) -> None:
             assert not left[name] or device.clock.now - since <= bound
 
 
+# Who takes less than its part
+
+
+def test_who_had_nothing_waiting_goes_before_who_has_a_queue() -> None:
+    """With what it had saved, which is two quanta; then it has its turns as everybody."""
+    device = Device()
+    for _ in range(50):
+        device.add("busy", 10)
+    device.order(3)
+    for _ in range(5):
+        device.add("new", 10)
+    assert device.order(6) == ["new", "new", "busy", "new", "busy", "new"]
+
+
+def test_who_takes_less_than_its_part_always_goes_first() -> None:
+    device = Device()
+    for _ in range(1000):
+        device.add("busy", 10)
+    device.order(3)
+    for _ in range(50):
+        device.add("now and then", 5)
+        assert device.order(1) == ["now and then"]
+        assert device.order(2) == ["busy", "busy"]
+
+
+def test_new_callers_go_in_the_order_in_which_they_came() -> None:
+    device = Device()
+    for _ in range(50):
+        device.add("busy", 10)
+    device.order(3)
+    for name in ("first", "second", "third"):
+        device.add(name)
+    assert device.order(3) == ["first", "second", "third"]
+
+
+def test_who_goes_first_does_not_wait_for_the_queues_of_others() -> None:
+    """Of these there comes along what takes no longer than it does alone; of others who go first, as much as fits."""
+    device = Device()
+    for _ in range(50):
+        device.add("busy", 30, group="same", n_tokens=64)
+        device.add("busier", 4, group="same", n_tokens=64)
+    device.order(40)
+    for name in ("first", "second"):
+        device.add(name, 5, group="same", n_tokens=64)
+    assert Counter(names(device.run())) == {"first": 1, "second": 1}
+    device.add("third", 5, group="same", n_tokens=64)
+    assert Counter(names(device.run())) == {"third": 1, "busier": 1}
+
+
+def test_items_of_streams_go_before_nobody() -> None:
+    device = Device()
+    for _ in range(50):
+        device.add("busy", 10)
+    device.order(3)
+    device.add("stream", ticket=device.ticket("stream", priority=Priority.BATCH))
+    device.add("new")
+    assert device.order(1) == ["new"]
+
+
+# Interruptions
+
+
+def test_a_small_job_of_another_caller_interrupts_a_long_batch() -> None:
+    device = Device()
+    device.add("large", 800)
+    running = device.start()
+    device.add("large", 1)
+    assert device.scheduler.interrupt() is None, "who runs has its turn"
+    small = device.add("small", 10)
+    device.add("small", 200)
+    interrupting = device.scheduler.interrupt()
+    assert interrupting is not None
+    assert interrupting.jobs == [small]
+    assert interrupting.interrupts is running
+    assert device.scheduler.interrupt() is None, "one at a time"
+    device.scheduler.finish(interrupting, ())
+    assert device.scheduler.interrupt() is None, "the next is not small"
+
+
+def test_nothing_begins_until_what_interrupted_the_last_batch_is_over() -> None:
+    device = Device()
+    device.add("large", 800)
+    running = device.start()
+    device.add("small", 10)
+    device.add("other", 10)
+    interrupting = device.scheduler.interrupt()
+    assert interrupting is not None
+    device.scheduler.finish(running, ())
+    assert device.scheduler.start() is None
+    device.scheduler.finish(interrupting, ())
+    assert names(device.run()) == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("running", "small", "later"),
+    [(80, 20, 0.0), (800, 10, 0.785), (800, 10, 0.81)],
+    ids=["not much smaller", "nearly over", "just overdue"],
+)
+def test_what_would_hardly_wait_interrupts_nothing(running: int, small: int, later: float) -> None:
+    device = Device()
+    device.add("large", running)
+    device.start()
+    device.add("small", small)
+    device.clock.now += later
+    assert device.scheduler.interrupt() is None
+
+
+def test_items_of_streams_interrupt_nothing_but_are_interrupted() -> None:
+    device = Device()
+    device.add("one", 800, ticket=device.ticket("one", priority=Priority.BATCH))
+    device.start()
+    device.add("two", 10, ticket=device.ticket("two", priority=Priority.BATCH))
+    assert device.scheduler.interrupt() is None
+    device.add("one", 10)
+    interrupting = device.scheduler.interrupt()
+    assert interrupting is not None
+    assert names(interrupting.jobs) == ["one"]
+
+
+def test_what_does_not_fit_into_memory_interrupts_nothing() -> None:
+    device = Device(max_run_bytes=100)
+    device.add("large", 800, ticket=device.ticket("large", 80))
+    device.start()
+    device.add("small", 10, ticket=device.ticket("small", 30))
+    assert device.scheduler.interrupt() is None
+
+
+def interruptions(device: Device, name: str, millis: int) -> int:
+    """How many jobs interrupt what runs, one after the other, each of which takes what it costs."""
+    running, count = device.scheduler._running, 0
+    assert running is not None
+    for _ in range(1000):
+        device.add(name, millis)
+    while (batch := device.scheduler.interrupt()) is not None:
+        batch.started = device.clock.now
+        device.clock.now += batch.cost
+        running.interrupted += batch.cost
+        device.scheduler.finish(batch, ())
+        count += 1
+    return count
+
+
+def test_a_batch_is_interrupted_for_half_as_long_as_it_takes() -> None:
+    device = Device()
+    device.add("large", 800)
+    device.start()
+    found = [interruptions(device, f"small {i}", 9) for i in range(23)]
+    assert found == [2] * 22 + [0], "each what it had saved: 20 ms"
+
+
+def test_who_interrupts_does_not_get_more_than_its_part() -> None:
+    """It only has its turn earlier: who always asks for small things beside one who asks for large ones has half."""
+    device, used = Device(), defaultdict[str, float](float)
+    for _ in range(200):
+        device.add("large", 800)
+    for _ in range(16000):
+        device.add("small", 10)
+    before = device.clock.now
+    while device.clock.now - before < 80.0:
+        running = device.start()
+        used[running.jobs[0].ticket.caller.name] += running.cost
+        while (batch := device.scheduler.interrupt()) is not None:
+            batch.started = device.clock.now
+            device.clock.now += batch.cost
+            running.interrupted += batch.cost
+            used[batch.jobs[0].ticket.caller.name] += batch.cost
+            device.scheduler.finish(batch, ())
+        device.clock.now += running.cost
+        device.scheduler.finish(running, ())
+    assert used["small"] == pytest.approx(used["large"], rel=0.05)
+
+
+def test_what_ran_in_the_midst_of_a_batch_is_not_charged_to_it() -> None:
+    device = Device()
+    device.add("large", 800)
+    running = device.start()
+    device.add("small", 10)
+    device.clock.now += 0.1
+    batch = device.scheduler.interrupt()
+    assert batch is not None
+    device.clock.now += 0.05
+    batch.started = device.clock.now  # it began only now, as nothing gave way before
+    device.clock.now += 0.03
+    running.interrupted += 0.03
+    device.scheduler.finish(batch, ())
+    assert device.charged["small"] == pytest.approx(0.03)
+    assert device.scheduler.expected_wait == pytest.approx(0.65), "and the batch takes so much longer"
+    device.clock.now += 0.65
+    device.scheduler.finish(running, ())
+    assert device.charged["large"] == pytest.approx(0.8)
+
+
+def test_at_the_door_it_is_known_who_may_interrupt() -> None:
+    device = Device()
+    device.add("large", 800)
+    device.start()
+    device.scheduler.check(device.ticket("small", deadline=0.1), 0.01)
+    with pytest.raises(Exhausted):
+        device.scheduler.check(device.ticket("other", deadline=0.5), 0.2)
+
+
 # Learning
 
 
@@ -347,9 +551,10 @@ def test_costs_are_learnt_from_the_work_that_was_done() -> None:
     first, second = (Job(ticket=ticket, rate=rate, units=units) for units in (100, 300))
     scheduler.add(first)
     scheduler.add(second)
-    scheduler.start()
+    batch = scheduler.start()
+    assert batch is not None
     clock.now = 2.0
-    scheduler.finish([first])
+    scheduler.finish(batch, [first])
     assert rate.seconds(1) == pytest.approx(0.02)
     assert second.cost == pytest.approx(6.0), "what waits is estimated anew once there is more than a guess"
     assert scheduler.expected_wait == 0.0, "its caller has had two seconds, which it makes up for"

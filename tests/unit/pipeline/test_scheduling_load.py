@@ -22,7 +22,7 @@ def test_polite_callers_are_served_in_time_whatever_a_greedy_one_does(load: floa
     result = simulate(offered, a_scheduler)
     assert result.of(polite).in_time == 1.0
     assert result.useful >= 0.94 * min(load, CAPACITY)
-    assert result.of([GREEDY]).late <= 0.05 * result.of([GREEDY]).sent, "it is refused at once, or served"
+    assert result.of([GREEDY]).late <= 0.07 * result.of([GREEDY]).sent, "it is refused at once, or served"
     alone = simulate({name: offered[name] for name in polite}, a_scheduler).of(polite)
     assert quantile(result.of(polite).seconds, 0.99) <= 2.5 * quantile(alone.seconds, 0.99)
 

@@ -117,3 +117,93 @@ async def test_closing_lets_the_running_job_end_and_drops_the_others(worker: Wor
     assert await running == "done"
     await closing
     assert worker.submit(lambda: 1).cancelled()
+
+
+# Interruptions
+
+
+class Interruptible:
+    """A job that says when it runs, and gives way once it is told to."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._gate = Gate()
+        self.runs, self.may_go_on = self._gate.runs, self._gate.may_end
+        self.states: list[tuple[bool, int]] = []
+        """Whether gradients were on, and how many threads there were, before and after it gave way."""
+
+    def __call__(self) -> str:
+        with torch.no_grad():
+            torch.set_num_threads(2)
+            self.states.append(state())
+            done = self._gate()
+            self._worker.give_way()
+            self.states.append(state())
+        return done
+
+
+def state() -> tuple[bool, int]:
+    return torch.is_grad_enabled(), torch.get_num_threads()
+
+
+async def test_another_job_runs_where_the_running_one_gives_way(worker: Worker) -> None:
+    """As if it had begun by itself: on the thread, with gradients, and with threads of its own."""
+    job, seen = Interruptible(worker), list[tuple[bool, int]]()
+    running = worker.submit(job)
+    await job.runs()
+    behind = worker.submit(lambda: len(seen))
+    interrupting = worker.interrupt(lambda: seen.append(state()))
+    job.may_go_on.set()
+    await interrupting
+    assert await running == "done"
+    assert seen == [(True, 1)]
+    assert job.states == [(False, 2)] * 2
+    assert await behind == 1
+
+
+async def test_what_interrupts_runs_at_the_latest_once_the_running_job_is_over(worker: Worker) -> None:
+    gate = Gate()
+    running = worker.submit(gate)
+    await gate.runs()
+    interrupting = worker.interrupt(lambda: running.done() or gate.may_end.is_set())
+    gate.may_end.set()
+    assert await interrupting
+    assert await worker.interrupt(lambda: "an idle worker runs it at once") == "an idle worker runs it at once"
+
+
+async def test_errors_of_what_interrupts_are_its_own(worker: Worker) -> None:
+    job = Interruptible(worker)
+    running = worker.submit(job)
+    await job.runs()
+    interrupting = worker.interrupt(fail_as_a_cpu)
+    job.may_go_on.set()
+    with pytest.raises(Exhausted):
+        await interrupting
+    assert await running == "done"
+
+
+async def test_no_other_thread_gives_way(worker: Worker) -> None:
+    gate = Gate()
+    running = worker.submit(gate)
+    await gate.runs()
+    interrupting = worker.interrupt(threading.current_thread)
+    await asyncio.to_thread(worker.give_way)
+    assert not interrupting.done()
+    gate.may_end.set()
+    await running
+    assert (await interrupting).name.startswith("dst-cpu")
+
+
+async def test_closing_drops_what_would_interrupt(worker: Worker) -> None:
+    job = Interruptible(worker)
+    running = worker.submit(job)
+    await job.runs()
+    waiting = worker.interrupt(lambda: 1)
+    closing = asyncio.create_task(worker.close())
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    job.may_go_on.set()
+    assert await running == "done"
+    await closing
+    with pytest.raises(asyncio.CancelledError):
+        await worker.interrupt(lambda: 1)

@@ -1,0 +1,105 @@
+"""A small request may run in the midst of a large one; each gets what it gets alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+import torch
+
+from dst_grpc.domain.callers import Caller
+from dst_grpc.pipeline.batching import Batcher
+from dst_grpc.pipeline.door import Ticket
+from dst_grpc.pipeline.limits import DeviceLimits
+from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.run import RunResult
+from dst_grpc.pipeline.scheduler import Scheduler
+from dst_grpc.pipeline.store import RecordingStore
+from dst_grpc.pipeline.worker import Worker
+from tests import models
+from tests.unit.pipeline.test_batching import plan_of
+
+T = TypeVar("T")
+WORLD = models.world()
+SMALL, LARGE = plan_of(WORLD.registry, [2, 1]), plan_of(WORLD.registry, [1, 2, 3, 4, 3, 2])
+
+
+class Slow(Worker):
+    """Gives way the chosen time only, and then waits until there is something to give way to."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__("cpu")
+        self.count = 0
+        """How often it could have given way."""
+        self.in_backward: list[bool] = []
+        """Whether autograd ran where it did."""
+        self._may_come, self._has_come = threading.Event(), threading.Event()
+        self._place = place
+
+    async def may_be_interrupted(self) -> None:
+        assert await asyncio.to_thread(self._may_come.wait, 30)
+
+    def interrupt(self, job: Callable[[], T], *, operations: int = 0) -> asyncio.Future[T]:
+        found = super().interrupt(job, operations=operations)
+        self._has_come.set()
+        return found
+
+    def give_way(self) -> None:
+        self.count += 1
+        if self.count - 1 == self._place:
+            self._may_come.set()
+            assert self._has_come.wait(30)
+            self.in_backward.append(torch._C._current_graph_task_id() != -1)
+            super().give_way()
+
+
+@pytest.fixture
+def interruptible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that may be interrupted is, whatever it is expected to take."""
+    monkeypatch.setattr(Scheduler, "_can_interrupt", lambda *_: True)
+
+
+def a_batcher(worker: Worker) -> Batcher:
+    return Batcher(worker, RecordingStore(), Scheduler(DeviceLimits(), time.monotonic))
+
+
+async def ask(batcher: Batcher, name: str, plan: Plan) -> RunResult:
+    return await batcher.run(Ticket(Caller(name=name)), plan, WORLD.decoder, {}, lambda result: result)
+
+
+def values(result: RunResult) -> list[torch.Tensor]:
+    recording = result.recording
+    return [one[site] for one in (recording.taps.values, *recording.passes) for site in sorted(one, key=str)]
+
+
+async def alone(plan: Plan) -> tuple[list[torch.Tensor], int]:
+    """What *plan* records alone, and how often it gives way."""
+    worker = Slow(-1)  # never
+    try:
+        return values(await ask(a_batcher(worker), "alone", plan)), worker.count
+    finally:
+        await worker.close()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(("place", "in_backward"), [(0, False), (9, False), (-3, True), (-1, True)])
+async def test_each_gets_what_it_gets_alone(place: int, in_backward: bool) -> None:
+    """Wherever it gives way, in the backward pass too; and each is told of its own passes."""
+    _, count = await alone(LARGE)
+    worker = Slow(range(count)[place])
+    batcher = a_batcher(worker)
+    large = asyncio.create_task(ask(batcher, "large", LARGE))
+    await worker.may_be_interrupted()
+    found = await ask(batcher, "small", SMALL)
+    results = [await large, found]
+    assert worker.in_backward == [in_backward]
+    for result, plan in zip(results, (LARGE, SMALL), strict=True):
+        expected, _ = await alone(plan)
+        assert len(expected) == len(values(result)) > 0
+        assert all(map(torch.equal, values(result), expected))
+        assert (result.statistics.forward_passes, result.statistics.backward_passes) == (1, 1)
+    await batcher.close()
