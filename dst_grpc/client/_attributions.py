@@ -45,7 +45,7 @@ class ScoredEntry(NamedTuple):
 
     def __str__(self) -> str:
         """Score and labels."""
-        return f"{self.score:+.4g} {' '.join(self.labels)}"
+        return " ".join((f"{self.score:+.4g}", *self.labels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +85,21 @@ class Scores:
             raise KeyError(f"the model has no edge {index}") from None
         return self.values[(..., *place)]
 
+    def places(self, k: int = 10) -> tuple[tuple[int, ...], ...]:
+        """Where the *k* scores of the largest magnitudes are, the largest first: their indices along each axis.
+
+        Raises:
+            InvalidRequest: If *k* is negative.
+        """
+        order = np.argsort(-np.abs(self.values.reshape(-1)), kind="stable")[: how_many("k", k)]
+        # One at a time: numpy has no lists of places in an array without axes.
+        return tuple(tuple(map(int, np.unravel_index(place, self.values.shape))) for place in order)
+
     def top(self, k: int = 10) -> tuple[ScoredEntry, ...]:
         """The *k* scores of the largest magnitudes, the largest first; raises InvalidRequest if *k* is negative."""
-        flat = self.values.reshape(-1)
-        order = np.argsort(-np.abs(flat), kind="stable")[: how_many("k", k)]
-        places = np.unravel_index(order, self.values.shape)
         return tuple(
-            ScoredEntry(float(flat[place]), tuple(names[int(i)] for names, i in zip(self.labels, indices, strict=True)))
-            for place, indices in zip(order, zip(*places, strict=True), strict=True)
+            ScoredEntry(float(self.values[place]), tuple(names[i] for names, i in zip(self.labels, place, strict=True)))
+            for place in self.places(k)
         )
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ class RankedCell(NamedTuple):
 
     def __str__(self) -> str:
         """Metric, recovery and labels."""
-        return f"{self.metric:+.4g} ({self.recovery:+.0%}) {' '.join(self.labels)}"
+        return " ".join((f"{self.metric:+.4g}", f"({self.recovery:+.0%})", *self.labels))
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,6 +79,22 @@ def test_edges_are_found_by_name() -> None:
         found["input"]
 
 
+def test_places_tell_positions_with_the_same_token_apart() -> None:
+    axes = (Axis(Dimension.LAYERS, 2), Axis(Dimension.SEQUENCE_TOKENS, 2))
+    info = ScoresInfo(tensor_id=0, kind=ScoredKind.NODES, node=AttributedNode.MLP_OUT, axes=axes, layer_indices=(0, 1))
+    found = Scores(info, np.array([[1, -3], [0, 2]], np.float32), (("0", "1"), (" John", " John")))
+    assert found.places(3) == ((0, 1), (1, 1), (0, 0))
+    assert [found.values[place] for place in found.places(2)] == [-3, 2]
+
+
+def test_the_one_score_of_an_array_without_axes_is_its_largest() -> None:
+    """Of the embedding, with all positions at once."""
+    info = ScoresInfo(tensor_id=0, kind=ScoredKind.NODES, node=AttributedNode.INPUT, axes=())
+    found = Scores(info, np.array(-2.5, np.float32), ())
+    assert found.places() == ((),)
+    assert [str(entry) for entry in found.top()] == ["-2.5"]
+
+
 def with_scores(*sizes: int) -> list[Any]:
     """The parts of an answer with arrays of MLPs of these sizes, without their values."""
     header, pairs, _, summary = attribute_parts()
