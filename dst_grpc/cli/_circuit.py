@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,17 @@ from rich.text import Text
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._files import check_page, read_json, read_text, write_text
+from dst_grpc.cli._files import check_page, read_json, write_text
+from dst_grpc.cli._pairs import (
+    AlternativeOption,
+    CleanArgument,
+    CorruptArgument,
+    PairsOption,
+    ReferenceOption,
+    check_metric,
+    read_lines,
+    read_pairs,
+)
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
@@ -27,9 +36,7 @@ from dst_grpc.client import (
     CircuitRequest,
     CircuitStage,
     Orientation,
-    PromptPair,
     make_circuit_request,
-    make_pair,
     mib_json,
     read_mib_json,
 )
@@ -42,35 +49,6 @@ STAGES = {
     CircuitStage.SEARCH: "trying edges",
 }
 _BAR = 24
-COLUMNS = ("clean", "corrupt", "target", "distractor")
-"""Columns of a file of pairs; only the first is required."""
-
-CleanArgument = Annotated[
-    str | None, typer.Argument(metavar="CLEAN", help="The prompt with the behaviour, taken as it is.")
-]
-CorruptArgument = Annotated[
-    str | None, typer.Argument(metavar="CORRUPT", help="The prompt without it, of as many tokens.")
-]
-PairsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--pairs",
-        metavar="FILE.csv",
-        help=f"Further pairs, one a row: columns {', '.join(COLUMNS)}. Metrics are means over all.",
-    ),
-]
-AlternativeOption = Annotated[
-    str,
-    typer.Option(
-        "--alternative",
-        metavar="NAME",
-        help="What takes the place of what is patched or cut: patching (the other prompt's values), mean_by_position, "
-        "mean_by_length, mean or zero.",
-    ),
-]
-ReferenceOption = Annotated[
-    Path | None, typer.Option("--reference", metavar="FILE", help="The prompts of a mean, one a line.")
-]
 ScoresOption = Annotated[
     Path | None,
     typer.Option("--scores", metavar="FILE.json", help="Rank edges by the scores of a MIB file, instead of EAP-IG."),
@@ -147,8 +125,7 @@ def circuit(
     Mary" --distractor " John"
     """
     with errors_reported(as_json=as_json):
-        if not (target or loss or pairs):
-            raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
+        check_metric(target, loss, pairs)
         of_curve = {"select": select, "faithfulness": faithfulness, "fraction": fraction, "steps": steps}
         if latents:
             _check_latents(scores, html)
@@ -219,10 +196,6 @@ def _show(progress: Progress, task: TaskID, news: CircuitProgress) -> None:
 # Files
 
 
-def read_lines(path: Path) -> list[str]:
-    return [line for line in read_text(path, "--reference").split("\n") if line]
-
-
 def _mib(path: Path, option: str) -> Any:
     """The circuit of a file."""
     file = read_json(path, option)
@@ -232,27 +205,6 @@ def _mib(path: Path, option: str) -> Any:
         return read_mib_json(file)
     except InvalidRequest as error:
         raise error.under(option) from None
-
-
-def read_pairs(path: Path) -> list[PromptPair]:
-    """The pairs of a file."""
-    reader = csv.DictReader(read_text(path, "--pairs").splitlines())
-    unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
-    if "clean" not in (reader.fieldnames or ()) or unknown:
-        problem = f"has the columns {', '.join(reader.fieldnames or ()) or '(none)'}"
-        raise InvalidRequest.of(
-            "--pairs", f"{path} {problem}; it must have clean, and may have {', '.join(COLUMNS[1:])}"
-        )
-    found: list[PromptPair] = []
-    problems = Violations()
-    for i, row in enumerate(reader):
-        own = {name: row.get(name) or None for name in COLUMNS[1:]}
-        try:
-            found.append(make_pair(row["clean"] or "", **own))
-        except InvalidRequest as error:
-            problems.extend(error, f"--pairs row {i + 1}")
-    problems.raise_if_any()
-    return found
 
 
 # Printing

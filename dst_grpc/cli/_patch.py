@@ -9,22 +9,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._circuit import (
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
+from dst_grpc.cli._pairs import (
     AlternativeOption,
     CleanArgument,
     CorruptArgument,
     PairsOption,
     ReferenceOption,
+    check_metric,
     read_lines,
     read_pairs,
 )
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
-from dst_grpc.cli._pictures import LABEL, Paper, coloured, title
+from dst_grpc.cli._pictures import Paper, title
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.client import (
     DEFAULT_TARGET,
@@ -32,28 +32,12 @@ from dst_grpc.client import (
     AttributedNode,
     Orientation,
     PatchAnswer,
-    PatchedGrid,
     PatchGrid,
     PatchRequest,
     make_patch_request,
 )
-from dst_grpc.client._requests import member
 from dst_grpc.domain.patch import LISTED_ENTRIES, OF_HEADS
 from dst_grpc.errors import InvalidRequest
-
-SITES = {
-    "resid": AttributedNode.RESID_PRE,
-    "attn": AttributedNode.ATTN_OUT,
-    "mlp": AttributedNode.MLP_OUT,
-    "heads": AttributedNode.HEAD,
-}
-"""Short names of nodes."""
-MAX_ROWS = 64
-"""Rows of a heat map; of a taller one, those with the largest values."""
-_SMALLEST_SHARE = 0.02
-"""Recovery that is dark where all others are smaller."""
-_CELL = 7
-"""Columns of a cell."""
 
 SitesOption = Annotated[
     str,
@@ -109,6 +93,7 @@ def patch(
     Mary" --distractor " John"
     """
     with errors_reported(as_json=as_json):
+        check_metric(target, loss, pairs)
         request = make_patch_request(
             clean,
             corrupt,
@@ -143,11 +128,10 @@ def _grids(
     sites: str, by_position: bool | None, layers: Sequence[int], positions: Sequence[int], heads: Sequence[int]
 ) -> Iterator[PatchGrid]:
     """The grids that are asked for."""
-    for name in filter(None, (one.strip() for one in sites.split(","))):
-        node = SITES.get(name) or member(AttributedNode, name, "--sites")
+    for node in sites_of(sites):
         if node in LISTED_ENTRIES:
             one = "mlp.post_act@3[13,5]" if node is AttributedNode.NEURON else "online_mlp_autoencoder_latent@3[13,5]"
-            problem = f"{name} are too many for a grid of all; `dst-grpc derive --patch {one}` takes single ones"
+            problem = f"{node} are too many for a grid of all; `dst-grpc derive --patch {one}` takes single ones"
             raise InvalidRequest.of("--sites", problem)
         try:
             yield PatchGrid(
@@ -204,7 +188,14 @@ def heat_maps(request: PatchRequest, answer: PatchAnswer, paper: Paper) -> Itera
         where = ", all positions at once" if grid.info.all_positions and grid.info.node is not None else ""
         by = " by ".join(reversed(grid.axes)) or "once"
         yield title(f"{what}{where}", f"{'recovery' if has_recovery else 'metric'}, {by}")
-        yield from _heat(grid, grid.recovery if has_recovery else grid.metric, paper, is_share=has_recovery)
+        heat = Heat(
+            values=grid.recovery if has_recovery else grid.metric,
+            axes=grid.axes,
+            labels=grid.labels,
+            numbers=grid.info.axes[-1].indices if grid.info.axes else (),
+            is_share=has_recovery,
+        )
+        yield from heat_tables(heat, paper)
 
 
 def _headline(request: PatchRequest, answer: PatchAnswer) -> Text:
@@ -220,69 +211,3 @@ def _headline(request: PatchRequest, answer: PatchAnswer) -> Text:
     if not any(pair.has_recovery for pair in answer.pairs):
         text += " Both metrics are the same, so that recovery is undefined: do the prompts differ in the answer?"
     return Text(text, style="bold")
-
-
-def _heat(grid: PatchedGrid, values: Any, paper: Paper, *, is_share: bool) -> Iterator[RenderableType]:
-    """A table with a row for each place along the last axis, and a column for each along the one before."""
-    numbers = grid.info.axes[-1].indices if grid.info.axes else ()
-    if values.ndim == 3:
-        for i, label in enumerate(grid.labels[0]):
-            yield Text(f"{grid.axes[0]} {label}", style="cyan")
-            yield _table(
-                grid.labels[1], grid.labels[2], grid.axes[1:], values[i], paper, numbers=numbers, is_share=is_share
-            )
-        return
-    if values.ndim < 2:
-        rows = grid.labels[0] if grid.labels else ("",)
-        axes = ("", grid.axes[0] if grid.axes else "")
-        yield _table(("",), rows, axes, values.reshape(1, -1), paper, numbers=numbers, is_share=is_share)
-        return
-    yield _table(grid.labels[0], grid.labels[1], grid.axes, values, paper, numbers=numbers, is_share=is_share)
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[str],
-    axes: Sequence[str],
-    values: Any,
-    paper: Paper,
-    *,
-    numbers: Sequence[int],
-    is_share: bool,
-) -> RenderableType:
-    """One heat map, of *values* [columns, rows]; rows that are tokens have *numbers*."""
-    table = Table(box=None, pad_edge=False, show_header=any(columns))
-    table.add_column("")
-    fitting = max((paper.width - LABEL - 6) // (_CELL + 1), 1)
-    for label in columns[:fitting]:
-        table.add_column(f"{axes[0]} {label}" if len(columns) <= 3 else label, justify="right")
-    largest = max(float(np.nanmax(np.abs(values), initial=0)), _SMALLEST_SHARE if is_share else 0) or 1.0
-    shown: Sequence[int] = range(len(rows))
-    if len(rows) > MAX_ROWS:
-        order = np.argsort(-np.nanmax(np.abs(values), axis=0), kind="stable")[:MAX_ROWS]
-        shown = sorted(order.tolist())
-    is_position = axes[-1] == "position"
-    for row in shown:
-        name = f"{numbers[row]:3} {paper.token(rows[row], LABEL)}" if is_position else _named(axes[-1], rows[row])
-        cells = [_cell(float(values[column, row]), largest, paper, is_share=is_share) for column in range(len(columns))]
-        table.add_row(name, *cells[:fitting])
-    left = len(columns) - fitting
-    if left > 0:
-        table.caption = f"{left} more columns do not fit; ask for --json, or for some with --layer"
-    return Padding(table, (0, 0, 0, 2), expand=False)
-
-
-def _named(axis: str, label: str) -> str:
-    """A row that is no token: a number with what it counts, or a name."""
-    return f"{axis} {label}" if label.isdecimal() else label
-
-
-def _cell(value: float, largest: float, paper: Paper, *, is_share: bool) -> Text:
-    """One cell: a shade and a number, none where there is no cell."""
-    if np.isnan(value):
-        return Text("")
-    number = f"{value:+.0%}" if is_share else f"{value:+.2f}"
-    number = "0%" if number in {"+0%", "-0%"} else number
-    return coloured(
-        f"{paper.shade(min(abs(value) / largest, 1.0))} {number}", value if abs(value) >= largest / 50 else 0
-    )

@@ -155,13 +155,20 @@ def heat(run: RunExplanation, group: TopKGroup, paper: Paper) -> Iterator[Render
     sums = token_sums(run, group)
     named, _ = group_title(run, group.group_id)
     yield title(f"{named} by token", READS if reads_are_summed(run, group) else QUERIES)
+    yield from token_bars(sums, run.header.token_strings, paper, is_signed=group.group_id in EFFECTS)
+
+
+def token_bars(
+    sums: np.ndarray, tokens: Sequence[str], paper: Paper, *, is_signed: bool = True
+) -> Iterator[RenderableType]:
+    """A line for each token, with its number of *sums* [T] and a bar; of a long prompt, for those with the largest."""
     shown: Sequence[int] = range(len(sums))
     if len(sums) > MAX_HEAT:
         shown = sorted(np.argsort(-np.abs(sums), kind="stable")[:MAX_HEAT].tolist())
         yield Text(f"The {MAX_HEAT} tokens of {len(sums)} with the largest sums:")
-    labels = {i: paper.token(run.header.token_strings[i], LABEL) for i in shown}
+    labels = {i: paper.token(tokens[i], LABEL) for i in shown}
     decimals = decimals_for(sums)
-    numbers = [number_text(value, decimals, signed=group.group_id in EFFECTS) for value in sums]
+    numbers = [number_text(value, decimals, signed=is_signed) for value in sums]
     widest = max((Text(label).cell_len for label in labels.values()), default=0)
     columns = max(4, min(2 * BAR, paper.width - widest - max(map(len, numbers), default=0) - 9))
     largest = float(np.abs(sums).max(initial=0.0))

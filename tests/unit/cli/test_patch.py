@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dst_grpc.cli._patch import MAX_ROWS, heat_maps
+from dst_grpc.cli._heat_maps import MAX_ROWS
+from dst_grpc.cli._patch import heat_maps
 from dst_grpc.cli._pictures import Paper
 from dst_grpc.client import (
     Alternative,
@@ -121,5 +122,5 @@ def test_what_does_not_fit_is_left_out_and_said(service: FakeService) -> None:
 
 def test_metrics_that_are_all_0_are_shown(service: FakeService) -> None:
     text = drawn(service.target, (("layer", 2), ("position", 1)), np.zeros((2, 1)), has_recovery=False)
-    assert text.splitlines()[-1].split()[-2:] == ["+0.00", "+0.00"]
+    assert text.splitlines()[-1].split()[-2:] == ["0", "0"]
     assert "Both metrics are the same" in " ".join(text.split())

@@ -1,0 +1,75 @@
+"""The pairs of prompts that `patch`, `attribute` and `circuit` are about: their options, and files of pairs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dst_grpc.cli._files import read_text
+from dst_grpc.client import PromptPair, make_pair
+from dst_grpc.errors import InvalidRequest, Violations
+
+COLUMNS = ("clean", "corrupt", "target", "distractor")
+"""Columns of a file of pairs; only the first is required."""
+
+CleanArgument = Annotated[
+    str | None, typer.Argument(metavar="CLEAN", help="The prompt with the behaviour, taken as it is.")
+]
+CorruptArgument = Annotated[
+    str | None, typer.Argument(metavar="CORRUPT", help="The prompt without it, of as many tokens.")
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pairs",
+        metavar="FILE.csv",
+        help=f"Further pairs, one a row: columns {', '.join(COLUMNS)}. Metrics are means over all.",
+    ),
+]
+AlternativeOption = Annotated[
+    str,
+    typer.Option(
+        "--alternative",
+        metavar="NAME",
+        help="What takes the place of what is patched or cut: patching (the other prompt's values), mean_by_position, "
+        "mean_by_length, mean or zero.",
+    ),
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option("--reference", metavar="FILE", help="The prompts of a mean, one a line.")
+]
+
+
+def check_metric(target: Sequence[str] | None, loss: str | None, pairs: Path | None) -> None:
+    """Raise InvalidRequest if there can be no metric."""
+    if not (target or loss or pairs):
+        raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
+
+
+def read_lines(path: Path) -> list[str]:
+    return [line for line in read_text(path, "--reference").split("\n") if line]
+
+
+def read_pairs(path: Path) -> list[PromptPair]:
+    """The pairs of a file."""
+    reader = csv.DictReader(read_text(path, "--pairs").splitlines())
+    unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
+    if "clean" not in (reader.fieldnames or ()) or unknown:
+        problem = f"has the columns {', '.join(reader.fieldnames or ()) or '(none)'}"
+        raise InvalidRequest.of(
+            "--pairs", f"{path} {problem}; it must have clean, and may have {', '.join(COLUMNS[1:])}"
+        )
+    found: list[PromptPair] = []
+    problems = Violations()
+    for i, row in enumerate(reader):
+        own = {name: row.get(name) or None for name in COLUMNS[1:]}
+        try:
+            found.append(make_pair(row["clean"] or "", **own))
+        except InvalidRequest as error:
+            problems.extend(error, f"--pairs row {i + 1}")
+    problems.raise_if_any()
+    return found
