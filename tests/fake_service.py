@@ -132,6 +132,7 @@ class FakeService(
         self.circuit_has_gap = True
         """Whether the metrics of the whole model and of no edge differ."""
         self.patch_asked: PatchRequest | None = None
+        self.attribute_asked: AttributeRequest | None = None
         """What Patch was asked last."""
         self.scripts: dict[str, Script] = {}
         """What to do instead of answering, by prompt text."""
@@ -284,7 +285,8 @@ class FakeService(
 
     async def Attribute(self, request: Any, context: Any) -> AsyncIterator[attribute_pb2.AttributeResponse]:
         await self._enter(context)
-        parts = attribute_parts(len(read(AttributeRequest, request).pairs))
+        asked = self.attribute_asked = read(AttributeRequest, request)
+        parts = attribute_parts(len(asked.pairs))
         for frames in self._frames(attribute_pb2.AttributeFrame, parts):
             yield attribute_pb2.AttributeResponse(request_id=request.request_id, frames=frames)
 

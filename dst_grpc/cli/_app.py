@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dst_grpc import __version__
+from dst_grpc.cli._attribute import attribute
 from dst_grpc.cli._catalog import models, server_info, tokenize, types
 from dst_grpc.cli._circuit import circuit
 from dst_grpc.cli._contexts import contexts, load, unload, unpin
@@ -50,6 +51,7 @@ for command in (
     derive,
     explain,
     patch,
+    attribute,
     circuit,
     graph,
     resolve,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dst_grpc.cli._app import app
 from dst_grpc.client import AsyncClient, AttributeProgress, AttributionAnswer, Client, Dimension, make_pair
 from dst_grpc.errors import InvalidRequest, NotFound, PreconditionFailed, Reason
 from tests.causal_goldens import CASES, GoldenCase, assert_golden, golden_case
@@ -225,3 +228,25 @@ def test_three_lines_of_the_client(embedded_address: str) -> None:
     assert answer.verified.correlation is not None
     assert answer.verified.correlation > 0.5
     assert answer.trailer.statistics.backward_passes == 1
+
+
+def test_the_command_lists_what_the_client_tells(embedded_address: str) -> None:
+    asked = ["attribute", CLEAN, CORRUPT, "--target", " Mary", "--distractor", " John", "--server", embedded_address]
+
+    def said(*options: str) -> str:
+        done = CliRunner().invoke(app, [*asked, *options], env={"COLUMNS": "100"})
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    with Client(embedded_address) as client:
+        answer = client.attribute(CLEAN, CORRUPT, target=" Mary", distractor=" John", edges=True)
+    best = answer.edges.top(1)[0]
+    printed = said("--verify", "5")
+    assert f"{best.score:+.2f}" in printed
+    assert "->".join(best.labels) in printed
+    assert "Patched, each alone: 5 edges" in printed
+    document = json.loads(said("--sites", "heads", "--by-position", "--json"))
+    (heads,) = document["scores"]
+    assert heads["axes"] == ["layers", "attn_heads", "sequence_tokens"]
+    assert heads["labels"][2] == document["tokens"] == list(answer.header.token_strings)
+    assert "share in the metric" in said("--method", "integrated_gradients")
