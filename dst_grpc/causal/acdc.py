@@ -116,6 +116,8 @@ class AcdcStep:
     """Edges tried so far."""
     metric: float
     """The circuit's metric."""
+    ahead: int
+    """How many circuits are measured together to get to the next state; at most."""
 
 
 def acdc(
@@ -138,8 +140,8 @@ def acdc(
     kept = candidates.whole.copy()
     (metric,) = measure([kept])
     edges = candidates.order
-    yield AcdcStep(kept.copy(), 0, metric)
     n_tried, ahead = 0, 1
+    yield AcdcStep(kept.copy(), n_tried, metric, ahead)
     while n_tried < len(edges):
         trials = _trials(candidates.effects(), kept, edges[n_tried:], ahead)
         circuits = [trial.circuit for trial in trials if trial.circuit is not None]
@@ -155,7 +157,7 @@ def acdc(
             metric = new
             n_cut += trial.circuit is not None
         ahead = min(2 * ahead, max_ahead) if n_cut == len(circuits) else max(n_cut, 1)
-        yield AcdcStep(kept.copy(), n_tried, metric)
+        yield AcdcStep(kept.copy(), n_tried, metric, ahead)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -222,7 +222,7 @@ class CircuitAnswer(SteppedAnswer[CircuitPlan, CircuitPart]):
         max_ahead = max(MAX_AHEAD // len(self._asked.pairs), 1)
         kept, total = self._asked.whole, self._asked.item_count
         for step in acdc(search.candidates, measure, asked.threshold, absolute=asked.absolute, max_ahead=max_ahead):
-            kept = step.kept
+            kept, self.step_operations = step.kept, self._asked.operations_of_a_circuit * step.ahead
             yield [_progress(CircuitStage.SEARCH, step.n_tried, total, int(kept.sum()), step.metric)]
         trial = self._trial(_K.ACDC, 0, kept)
         evaluation = self._evaluation(trial, search.metrics(trial.kept), whole, empty)

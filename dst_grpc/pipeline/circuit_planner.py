@@ -108,7 +108,12 @@ class CircuitPlan(PairsPlan[CircuitRequest]):
         n_circuits = 2 + len(self.circuits) + len(self.fractions)
         if self.request.acdc is not None:
             n_circuits += self._tried_count
-        return 3 * self.plan.cost.floating_point_operations * len(self.pairs) * n_circuits
+        return self.operations_of_a_circuit * n_circuits
+
+    @property
+    def operations_of_a_circuit(self) -> int:
+        """Approximate operations of running one circuit upon all pairs."""
+        return 3 * self.plan.cost.floating_point_operations * len(self.pairs)
 
     @property
     def _tried_count(self) -> int:

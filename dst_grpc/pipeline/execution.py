@@ -67,6 +67,10 @@ class StepwiseAnswer(Protocol[T_co]):
     def held_bytes(self) -> int | None:
         """What it takes from now on, once it knows that better than its plan does; None = it does not."""
 
+    @property
+    def step_operations(self) -> int | None:
+        """Approximate floating-point operations of its next step, likewise."""
+
     def steps(self) -> Iterator[Sequence[T_co]]:
         """Yields the items of each step, which may be none. Called once."""
 
@@ -112,7 +116,7 @@ class Executor:
         begin: Callable[[Sequence[RunResult], ModelContext, Contexts], StepwiseAnswer[T]],
         *,
         peak_bytes: int,
-        operations: int,
+        step_operations: int,
         steps: Work,
         n_steps: int,
         held_bytes: int | None = None,
@@ -127,7 +131,8 @@ class Executor:
             plans: the plans, run together if they fit into one batch.
             begin: begins the answer, given the result of each plan.
             peak_bytes: estimated memory of tensors on the device, without weights.
-            operations: approximate floating-point operations of the whole.
+            step_operations: approximate floating-point operations of a step, unless the answer knows better: small
+                ones run on one thread.
             steps: what the steps of the answer are.
             n_steps: how many there are besides the first; approximately.
             held_bytes: what the request takes once its passes are over; None = as much as before.
@@ -154,7 +159,8 @@ class Executor:
                 )
                 batcher.shrink(ticket, taken(peak_bytes if held_bytes is None else held_bytes))
                 while not answer.is_complete:
-                    step = partial(_next_items, iterator)
+                    step, known = partial(_next_items, iterator), answer.step_operations
+                    operations = step_operations if known is None else known
                     following = asyncio.ensure_future(
                         batcher.step(ticket, plans[0].model.name, steps, step, operations)
                     )

@@ -45,6 +45,8 @@ class ExplanationAnswer:
 
     held_bytes: ClassVar[int | None] = None
     """It takes what its plan says."""
+    step_operations: ClassVar[int | None] = None
+    """Likewise."""
 
     def __init__(
         self,

@@ -59,8 +59,8 @@ class ProbePlan(SteppedPlan[ProbeGraphRequest]):
 
     @property
     def floating_point_operations(self) -> int:
-        """Approximate operations of a step: of two passes."""
-        return 2 * self.plan.cost.floating_point_operations
+        """Approximate operations of the whole: of two passes in each step."""
+        return 2 * self.plan.cost.floating_point_operations * self.n_steps
 
     @property
     def n_steps(self) -> int:

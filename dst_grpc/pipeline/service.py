@@ -181,7 +181,7 @@ class Pipeline:
                 TensorAnswer.of_one,
                 peak_bytes=cost.peak_bytes,
                 held_bytes=plan.held_bytes,
-                operations=cost.floating_point_operations,
+                step_operations=cost.floating_point_operations,
                 steps=Work.DERIVE_STEP,
                 n_steps=cost.output_bytes // STEP_BYTES,
                 make=make,
@@ -379,7 +379,7 @@ class Pipeline:
                 partial(answer, asked),
                 peak_bytes=asked.peak_bytes,
                 held_bytes=asked.held_bytes,
-                operations=asked.floating_point_operations,
+                step_operations=asked.floating_point_operations // max(asked.n_steps, 1),
                 steps=steps,
                 n_steps=asked.n_steps,
             )

@@ -48,6 +48,8 @@ class SteppedAnswer(ABC, Generic[A, P]):
         self._is_complete = False
         self.held_bytes: int | None = None
         """What it takes from now on, once that is known better than beforehand."""
+        self.step_operations: int | None = None
+        """Approximate floating-point operations of the next step, likewise."""
 
     @property
     def is_complete(self) -> bool:

@@ -40,6 +40,8 @@ class TensorAnswer:
 
     held_bytes: ClassVar[int | None] = None
     """It takes what its plan says."""
+    step_operations: ClassVar[int | None] = None
+    """Likewise."""
 
     def __init__(
         self,

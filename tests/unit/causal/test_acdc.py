@@ -87,3 +87,16 @@ def test_edges_into_nodes_without_effect_need_no_run() -> None:
     assert measure.rows == 1 + into_logits
     assert measure.calls <= 1 + 2 + into_logits.bit_length()
     assert into_logits < MAX_AHEAD
+
+
+@pytest.mark.parametrize("threshold", [-1e9, 0.1, 2.0])
+def test_each_state_says_how_many_circuits_are_measured_next(threshold: float) -> None:
+    graph = Graph(2, 3)
+    measure, before = Additive(graph, 0), 0
+    said: list[int] = []
+    for state in acdc(EdgeCandidates(graph), measure, threshold):
+        if said:
+            assert measure.rows - before <= said[-1]
+        before = measure.rows
+        said.append(state.ahead)
+    assert max(said) == 1 if threshold < -1 else max(said) > 1

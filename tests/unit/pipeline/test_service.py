@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dst_grpc.client import make_circuit_request, make_pair
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import ModelEntry
 from dst_grpc.contexts.loading import FileLoader
@@ -34,9 +35,11 @@ from dst_grpc.domain.urgency import Urgency
 from dst_grpc.domain.work import WorkDone
 from dst_grpc.engine.checkpoint import open_checkpoint
 from dst_grpc.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Reason, Unavailable, Violations
+from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.limits import DeviceLimits, Limits
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.service import Pipeline
+from dst_grpc.pipeline.worker import Worker
 from dst_grpc.scalars.derive import Derivation
 from tests import checkpoints, interventions, models
 
@@ -110,6 +113,32 @@ async def test_an_answer_is_a_header_its_tensors_and_a_summary(pipeline: Pipelin
     assert header.model.startswith("tiny@")
     assert len(summary.provenance.autoencoder_digests) == 2
     assert_idle(pipeline, cache)
+
+
+async def test_a_step_is_as_large_as_what_it_computes_not_as_the_whole(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def submit(worker: Worker, job: Callable[[], Any], *, operations: int = 0) -> asyncio.Future[Any]:
+        told.append(operations)
+        return run(worker, job, operations=operations)
+
+    run = Worker.submit
+    monkeypatch.setattr(Worker, "submit", submit)
+    pairs = [make_pair((5, 0, 17), (3, 1, 8), target=[2])]
+    none_is_cut = make_circuit_request(pairs=pairs, acdc_threshold=-1e9)
+    asked = plan_circuit(none_is_cut, pipeline._cache.registry)
+    await everything(pipeline.circuit(none_is_cut))
+    # A pass, what is known before the search, and each edge alone, as all before it turned out to be kept.
+    assert len(told) > asked.item_count
+    assert set(told[-asked.item_count :]) == {asked.operations_of_a_circuit}
+    assert max(told) <= asked.floating_point_operations / 10
+    told.clear()
+    all_are_cut = make_circuit_request(pairs=pairs, acdc_threshold=1e9)
+    await everything(pipeline.circuit(all_are_cut))
+    assert max(told) > 4 * asked.operations_of_a_circuit  # several are cut in a step
+    assert sum(told) < 2 * asked.floating_point_operations
 
 
 async def test_an_answer_of_several_steps_is_whole_and_in_order(pipeline: Pipeline, cache: ContextCache) -> None:
