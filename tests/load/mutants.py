@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from benchmarks.worst_requests import methods, small
-from dst_grpc._gen.dst.v1 import explain_pb2, inference_pb2, resolution_pb2
+from benchmarks.worst_requests import methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
+    Seeds = Mapping[str, Sequence[Message]]
+    """Requests by the names of their types."""
+
 _LARGE = (0, 1, 2, 5, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
-_TEXTS = ("", "a", "embedded", "embedded/mlp_post_act", " Mary", "\0", "\u4e00" * 40, "embedded@x", "x" * 300, "../..")
+_TEXTS = (
+    *("", "a", " Mary", "\0", "\u4e00" * 40, "x" * 300, "../..", "source"),
+    *("tiny", "other", "embedded", "tiny@x", "tiny/mlp_post_act", "tiny/resid_delta_mlp", "tiny/mlp_transcoders"),
+    *("m0->logits", "a0.h1->a1.h0<q>", "m1", "m0.l1", "f0.2@3", "h0.0@1", "n0.1@2", "t1", "logit:260"),
+)
 _MOST_FIELDS = 3
 _MOST_MESSAGES = 4
 
@@ -35,9 +41,17 @@ class Mutant(NamedTuple):
     """What is sent."""
 
 
-def mutants(random: Random) -> Iterator[Mutant]:
-    """Calls without end; on a stream, of several messages each."""
-    kinds = [(method, _seeds(method)) for method in methods()]
+def whole(seeds: Seeds) -> Iterator[Mutant]:
+    """The seeds as they are: a call of each; on a stream, one of all."""
+    for method in methods():
+        messages = [seed.SerializeToString() for seed in seeds.get(method.input_type.name, ())]
+        calls = [tuple(messages)] if method.client_streaming else [(message,) for message in messages]
+        yield from (Mutant(_name(method), call) for call in calls)
+
+
+def mutants(random: Random, seeds: Seeds) -> Iterator[Mutant]:
+    """Calls without end, made of *seeds*: of each method as often as it has some; on a stream, of several messages."""
+    kinds = [(method, [*seeds.get(method.input_type.name, ()), _empty(method)]) for method in methods()]
     ways: list[tuple[int, Callable[[Random, list[Message], list[bytes]], bytes]]] = [
         (6, _mutated),
         (2, _made),
@@ -47,42 +61,26 @@ def mutants(random: Random) -> Iterator[Mutant]:
         (1, _noise),
     ]
     weights, makers = [weight for weight, _ in ways], [make for _, make in ways]
-    others = [seed.SerializeToString() for _, seeds in kinds for seed in seeds]
+    shares = [len(own) for _, own in kinds]
+    others = [seed.SerializeToString() for _, own in kinds for seed in own]
     while True:
-        method, seeds = random.choice(kinds)
+        ((method, own),) = random.choices(kinds, shares)
         n_messages = random.randint(1, _MOST_MESSAGES) if method.client_streaming else 1
-        made = tuple(random.choices(makers, weights)[0](random, seeds, others) for _ in range(n_messages))
-        yield Mutant(f"/{method.containing_service.full_name}/{method.name}", made)
+        made = tuple(random.choices(makers, weights)[0](random, own, others) for _ in range(n_messages))
+        yield Mutant(_name(method), made)
 
 
-def _seeds(method: MethodDescriptor) -> list[Message]:
-    """Requests of a method that a server answers at once, and an empty one."""
-    run = small("a b")
-    explained = explain_pb2.ExplainRequest(
-        runs=[explain_pb2.ExplainRun(prompt=run.prompt, loss_fn_config=run.loss_fn_config)],
-        k=1,
-        parts=[explain_pb2.EXPLAIN_PART_NODE_TABLE],
-    )
-    compared = explain_pb2.TopKRequest(runs=[run], k=1)
-    compared.runs[0].ClearField("derived_scalars")
-    compared.groups.add(group_id="g", dsts=[run.derived_scalars[0].dst])
-    named = small("a b")
-    named.request_id = "1"
-    known: dict[str, Message] = {
-        "DeriveRequest": run,
-        "DeriveStreamRequest": inference_pb2.DeriveStreamRequest(request=named),
-        "ResolveRequest": resolution_pb2.ResolveRequest(request=run),
-        "ResolveStreamRequest": resolution_pb2.ResolveStreamRequest(request={"request": named}),
-        "TopKRequest": compared,
-        "ExplainRequest": explained,
-    }
-    empty = GetMessageClass(method.input_type)()
-    return [known.get(method.input_type.name, empty), empty]
+def _name(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _empty(method: MethodDescriptor) -> Message:
+    return GetMessageClass(method.input_type)()
 
 
 def _mutated(random: Random, seeds: list[Message], _others: list[bytes]) -> bytes:
     message = type(seeds[0])()
-    message.CopyFrom(seeds[0])
+    message.CopyFrom(random.choice(seeds))
     for _ in range(random.randint(1, _MOST_FIELDS)):
         _mutate(random, message)
     return message.SerializeToString()
@@ -104,7 +102,7 @@ def _flipped(random: Random, seeds: list[Message], _others: list[bytes]) -> byte
 
 
 def _truncated(random: Random, seeds: list[Message], _others: list[bytes]) -> bytes:
-    data = seeds[0].SerializeToString()
+    data = random.choice(seeds).SerializeToString()
     return data[: random.randint(0, len(data))] * random.randint(1, 2)
 
 
