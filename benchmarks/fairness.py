@@ -120,9 +120,13 @@ class _Target:
         found = _REFUSAL_MILLIS.findall(self.log.read_text(encoding="utf-8"))
         return [float(millis) / 1000 for millis in found]
 
-    def calls_logged(self) -> int:
-        """Lines about calls of Derive."""
-        return len(_CALL_LINE.findall(self.log.read_text(encoding="utf-8")))
+    async def calls_logged(self) -> int:
+        """Lines about calls of Derive, once no more are written: a thread of the server's writes them."""
+        before = -1
+        while (count := len(_CALL_LINE.findall(self.log.read_text(encoding="utf-8")))) != before:
+            before = count
+            await asyncio.sleep(0.5)
+        return count
 
     def calls_counted(self, kind: str) -> int:
         """Calls of Derive in a metric."""
@@ -323,10 +327,13 @@ async def _report(target: _Target) -> list[str]:
         f"  useful work: {useful / best:.2f} of what one caller gets done alone, {best:.0f} small requests/s",
         f"  refused: {len(refused)}, p99 {quantile(refused, 0.99) * 1e3:.1f} ms ({in_server * 1e3:.1f} in the server)",
     ]
-    logged, started = target.calls_logged(), target.calls_counted("grpc_server_call_started_total")
+    logged, started = await target.calls_logged(), target.calls_counted("grpc_server_call_started_total")
     ended = target.calls_counted("grpc_server_call_duration_seconds_count")
     codes = await _all_at_once(target)
-    logged, started = target.calls_logged() - logged, target.calls_counted("grpc_server_call_started_total") - started
+    logged, started = (
+        await target.calls_logged() - logged,
+        target.calls_counted("grpc_server_call_started_total") - started,
+    )
     ended = target.calls_counted("grpc_server_call_duration_seconds_count") - ended
     lines.append(
         f"  {_CALLERS} callers, {_CALLS_EACH} calls each at once: {dict(codes)}; of {codes.total()},"

@@ -1,17 +1,9 @@
 """The scheduler: which of the waiting jobs a device runs next, and which requests it refuses.
 
-Deficit round robin (Shreedhar and Varghese, 1995) in device seconds. Callers take turns; at the start of its turn a
-caller is given a quantum, once, and what its jobs cost is taken from it: first what they are estimated to cost, then
-the difference to what they took. A batch begins with the job whose turn it is, and is filled up with jobs that can run
-together with it, of every caller in turn; their callers are charged too, below zero if need be, and wait until that is
-made up for. So a caller with a long queue gets its part of the device. Unlike in that paper, who has nothing waiting
-saves a little, and with that goes before all who have a queue, until its turn comes (as new flows in FQ-CoDel, RFC
-8290): whoever asks now and then, and takes less than its part, waits for hardly more than what runs.
-
-A job is a pass, or a step of an answer that has begun: steps are charged alike, so that a long answer does not keep the
-device from others.
-
-Nor for that if it takes long: a small job of such a caller may interrupt it.
+A batch begins with the job whose turn it is (`turns`), and is filled up with jobs that can run together with it, of
+every caller in turn; their callers are charged too. A job is a pass, or a step of an answer that has begun: steps are
+charged alike, so that a long answer does not keep the device from others. Nor does a long pass: a small job of a caller
+who goes before others may interrupt it.
 
 Pure logic: nothing runs or waits here, and the clock is an argument. Used on the event loop only, but for
 `expected_wait`, `oldest_wait` and `counts`.
@@ -20,39 +12,31 @@ Pure logic: nothing runs or waits here, and the clock is an argument. Used on th
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.callers import Priority
-from dst_grpc.errors import Exhausted, Reason
-from dst_grpc.pipeline.jobs import Batch, Flow
+from dst_grpc.errors import Exhausted, Reason, require
+from dst_grpc.pipeline.jobs import Batch
 from dst_grpc.pipeline.memory_shares import MemoryShares
+from dst_grpc.pipeline.turns import Turns, key_of, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from dst_grpc.pipeline.door import Ticket
-    from dst_grpc.pipeline.jobs import FlowKey, Job
+    from dst_grpc.pipeline.jobs import Job
     from dst_grpc.pipeline.limits import DeviceLimits
     from dst_grpc.pipeline.rates import Rate
+    from dst_grpc.pipeline.turns import FlowKey
 
 MAX_PADDING = 1.2
 """Tokens of a batch, pads included, over those of its prompts."""
 
-_WEIGHT_OF_BATCH = 0.25
-"""Weight of a caller's items of streams beside its other requests, of which somebody waits for each."""
 _MOST_OF_TIME = 0.85
 """Part of the time until its deadline in which a request must be expected to be over; the rest is for errors of the
 estimate."""
 _LEAST_RETRY_SECONDS = 0.05
-_COSTS_KEPT = 128
-_USUAL = 0.9
-"""The quantum is this quantile of recent costs: the largest that is usual, so that a turn is at least one such job."""
-_FIRST_QUANTUM = 0.01
-_LEAST_QUANTUM = 0.001
-_SAVED = 2.0
-"""Quanta that a caller has of whom nothing waited for a few turns: so much of what it then asks at once runs before its
-turn, as if it had asked meanwhile."""
 _BATCH = 0.05, 128
 """Seconds of the longest batch, unless the quantum is longer; and tokens that it may have however long they take. With
 few tokens a device fetches weights rather than computes: more of them take hardly longer."""
@@ -83,9 +67,7 @@ class Scheduler:
             charge: called with the name of a caller and the device seconds that its jobs take, or that are given back.
         """
         self._limits, self._clock, self._charge = limits, clock, charge or _free_of_charge
-        self._ring: OrderedDict[FlowKey, Flow] = OrderedDict()
-        """Callers that have jobs waiting, or something to make up for; the first has the turn."""
-        self._is_new_turn = True
+        self._turns = Turns()
         self.max_batch_tokens = limits.max_batch_tokens
         """Tokens of a batch, pads included."""
         self.memory = MemoryShares(limits.max_run_bytes)
@@ -93,14 +75,8 @@ class Scheduler:
         self._running: Batch | None = None
         self._interrupting: Batch | None = None
         """What runs in its midst."""
-        self._costs: deque[float] = deque(maxlen=_COSTS_KEPT)
-        """Of the latest passes."""
-        self._quantum = _FIRST_QUANTUM
-        """What a caller is given for a turn; the same for all turns of a round."""
-        self._turns_left = 0
-        """Of this round."""
         self._latest: FlowKey | None = None
-        self._interrupted_at = -math.inf
+        self._another_asked_at = -math.inf
         """When last somebody asked who had not asked just before."""
 
     # At the door
@@ -125,9 +101,9 @@ class Scheduler:
         remaining = self._patience(ticket)
         if remaining is None or (self._running is None and not self._n_waiting):
             return
-        key = _key_of(ticket)
-        wait, goes_first = self._wait(key, _weight_of(ticket), cost)
-        flow = self._ring.get(key)
+        key = key_of(ticket)
+        wait, goes_first = self._wait(key, weight_of(ticket), cost)
+        flow = self._turns.find(key)
         if not goes_first:
             ticket.expected = wait
             wait *= flow.pace if flow else 1.0
@@ -156,10 +132,10 @@ class Scheduler:
 
         Until then the flow's own jobs run, and of every other as much as its turns allow meanwhile, or all that waits.
         """
-        quantum, running = self._quantum, self._running
-        flows = list(self._ring.values())
+        quantum, running = self._turns.quantum, self._running
+        flows = self._turns.flows
         own = cost + sum(flow.seconds for flow in flows if flow.key == key)
-        goes_first, saved = self._credit(key, weight)
+        goes_first, saved = self._turns.credit(key, weight)
         goes_first = goes_first and own <= saved
         wait = 0.0
         if running is not None and not (goes_first and self._can_interrupt(running, key, own)):
@@ -172,16 +148,6 @@ class Scheduler:
                 wait += max(min(turns, flow.seconds), 0.0)
         return wait + own, goes_first
 
-    def _credit(self, key: FlowKey | None, weight: float) -> tuple[bool, float]:
-        """Whether jobs of a flow go before others, and device seconds that it may use before its next turn.
-
-        None is a flow that goes before nobody.
-        """
-        flow = None if key is None else self._ring.get(key)
-        if flow is not None:
-            return flow.is_sparse, flow.deficit
-        return key is not None and Flow(key).is_sparse, _SAVED * self._quantum * weight
-
     def _left_of(self, running: Batch) -> float:
         """Seconds until *running* is expected to be over, if nothing else interrupts it; below 0 if it should be."""
         return running.started + running.cost + running.interrupted - self._clock()
@@ -190,33 +156,27 @@ class Scheduler:
 
     def add(self, job: Job) -> None:
         """Let *job* wait."""
-        job.since, key = self._clock(), _key_of(job.ticket)
+        job.since, key = self._clock(), key_of(job.ticket)
         job.has_waited = self._running is not None
         job.cost = job.rate.seconds(job.units)
         if self._latest not in {None, key}:
-            self._interrupted_at = job.since
+            self._another_asked_at = job.since
         self._latest = key
-        flow = self._ring.get(key)
-        weight = _weight_of(job.ticket)
-        if flow is None:
-            flow = self._ring[key] = Flow(key)
-            flow.deficit = _SAVED * self._quantum * weight
-        flow.weight = weight  # a reload may have changed it
-        flow.add(job)
+        self._turns.enter(key, weight_of(job.ticket)).add(job)
         self._charge(job.ticket.caller.name, job.cost)
 
     def remove(self, job: Job) -> None:
         """Take *job*, which waits, out of the queue."""
-        self._ring[_key_of(job.ticket)].remove(job)
+        require(self._turns.find(key_of(job.ticket))).remove(job)
         self._charge(job.ticket.caller.name, -job.cost)
 
     def drop_late(self) -> list[Job]:
         """Take those out of the queue that are next, but would not be over before their deadlines."""
         late = []
-        for flow in self._ring.values():
+        for flow in self._turns.flows:
             while (head := flow.head) is not None and self._is_late(head):
                 self.remove(head)
-                flow.note_wait(head, self._clock(), self._quantum)
+                flow.note_wait(head, self._clock(), self._turns.quantum)
                 late.append(head)
         return late
 
@@ -227,7 +187,7 @@ class Scheduler:
 
     def clear(self) -> list[Job]:
         """Take all jobs out of the queue."""
-        jobs = [job for flow in self._ring.values() for job in flow]
+        jobs = [job for flow in self._turns.flows for job in flow]
         for job in jobs:
             self.remove(job)
         return jobs
@@ -256,23 +216,16 @@ class Scheduler:
         running = self._running
         if running is None or self._interrupting is not None:
             return None
-        for job in self._ahead():
-            if self._can_interrupt(running, _key_of(job.ticket), job.cost) and self.memory.fits(job.ticket):
+        for job in self._turns.ahead():
+            if self._can_interrupt(running, key_of(job.ticket), job.cost) and self.memory.fits(job.ticket):
                 batch = self._interrupting = Batch(self._clock(), running)
                 self._take(job, batch)
                 return batch
         return None
 
-    def _ahead(self) -> Iterator[Job]:
-        """The next job of each caller who goes before the others."""
-        for flow in self._ring.values():
-            head = flow.head
-            if flow.is_sparse and head is not None and head.cost <= flow.deficit:
-                yield head
-
     def _can_interrupt(self, running: Batch, key: FlowKey | None, cost: float) -> bool:
         """Whether jobs of *cost* seconds may run in the midst of the running batch, if they go before others."""
-        if any(_key_of(job.ticket) == key for job in running.jobs):
+        if any(key_of(job.ticket) == key for job in running.jobs):
             return False
         left = abs(self._left_of(running))  # the longer it is overdue, the longer it may still take
         whole = self._clock() - running.started - running.interrupted + left
@@ -281,12 +234,12 @@ class Scheduler:
 
     def _take(self, job: Job, batch: Batch) -> bool:
         """Move *job* from the queue into *batch*; whether it is the first of its request."""
-        flow = self._ring[_key_of(job.ticket)]
+        flow = require(self._turns.find(key_of(job.ticket)))
         flow.remove(job)
         flow.deficit -= job.cost
         batch.add(job)
         if not job.is_step:
-            self._costs.append(job.cost)
+            self._turns.note_cost(job.cost)
         is_new = not job.ticket.has_started
         if is_new:
             self.memory.take(job.ticket)
@@ -303,7 +256,7 @@ class Scheduler:
         learnt: dict[Rate, tuple[int, float]] = {}
         for job in batch.jobs:
             part = seconds * (job.cost / batch.cost if batch.cost else 1 / len(batch.jobs))
-            flow = self._ring.get(_key_of(job.ticket))
+            flow = self._turns.find(key_of(job.ticket))
             if flow is not None:
                 flow.deficit += job.cost - part
             self._charge(job.ticket.caller.name, part - job.cost)
@@ -315,16 +268,16 @@ class Scheduler:
         if any(were_guesses):
             self._reprice(batch)
         for job in batch.jobs:
-            flow = self._ring.get(_key_of(job.ticket))
+            flow = self._turns.find(key_of(job.ticket))
             if flow is not None:
-                flow.note_wait(job, self._clock(), self._quantum)
+                flow.note_wait(job, self._clock(), self._turns.quantum)
 
     def _reprice(self, batch: Batch) -> None:
         """Estimate all waiting jobs anew, as of some the cost was a guess, and forget when they and those of *batch*
         were expected to be over."""
         for job in batch.jobs:
             job.ticket.expected = 0.0
-        for flow in self._ring.values():
+        for flow in self._turns.flows:
             for job in flow:
                 job.ticket.expected = 0.0
                 cost = job.rate.seconds(job.units)
@@ -343,79 +296,34 @@ class Scheduler:
 
     @property
     def _n_waiting(self) -> int:
-        return sum(map(len, self._ring.values()))
+        return sum(map(len, self._turns.flows))
 
     @property
     def counts(self) -> Mapping[Priority, int]:
         """How many jobs wait, by their class. May be read on any thread."""
         found = dict.fromkeys(Priority, 0)
-        for flow in list(self._ring.values()):
+        for flow in self._turns.flows:
             found[flow.key[1]] += len(flow)
         return found
 
     @property
     def oldest_wait(self) -> float:
         """Seconds that the oldest of the jobs has waited; 0 if none waits. May be read on any thread."""
-        since = min((flow.waits_since for flow in list(self._ring.values())), default=math.inf)
+        since = min((flow.waits_since for flow in self._turns.flows), default=math.inf)
         return 0.0 if since == math.inf else max(self._clock() - since, 0.0)
 
     def _nexts(self) -> Iterator[Ticket]:
         """The request of each caller that would be let in next."""
-        return (job.ticket for flow in self._ring.values() if (job := flow.next_pass) is not None)
-
-    # Whose turn it is
+        return (job.ticket for flow in self._turns.flows if (job := flow.next_pass) is not None)
 
     def _first(self) -> Job | None:
         """The job to begin a batch with."""
         if not self._n_waiting:
-            self._ring.clear()  # nobody waits, so that nobody is owed anything
-            self._is_new_turn = True
-            self._begin_round()
+            self._turns.forget()  # nobody waits, so that nobody is owed anything
             return None
         self.memory.consider(self._nexts())
-        heads = {flow.key: flow.head for flow in self._ring.values()}
-        ready = {key: head for key, head in heads.items() if head is not None and self.memory.fits(head.ticket)}
-        if not ready:
-            return None
-        for job in self._ahead():
-            if _key_of(job.ticket) in ready:
-                return job
-        while True:
-            for _ in range(len(self._ring)):
-                flow = next(iter(self._ring.values()))
-                if self._is_new_turn:
-                    flow.deficit += self._quantum * flow.weight
-                    self._is_new_turn = False
-                head = ready.get(flow.key)
-                if head is not None and head.cost <= flow.deficit:
-                    return head
-                self._end_turn(flow)
-            # None can afford its job yet: at once all the rounds until one can, but for the last.
-            rounds = min(
-                math.ceil((head.cost - self._ring[key].deficit) / (self._quantum * self._ring[key].weight))
-                for key, head in ready.items()
-            )
-            for flow in self._ring.values():
-                flow.deficit += (rounds - 1) * self._quantum * flow.weight
-
-    def _end_turn(self, flow: Flow) -> None:
-        """Pass the turn on. Nobody keeps more than may be saved, or than its next job costs and a quantum."""
-        self._is_new_turn, flow.is_sparse = True, False
-        self._turns_left -= 1
-        if self._turns_left <= 0:
-            self._begin_round()
-        head, saved = flow.head, _SAVED * self._quantum * flow.weight
-        if head is None and flow.deficit >= saved:
-            del self._ring[flow.key]
-            return
-        most = saved if head is None else max(self._quantum * flow.weight + head.cost, saved)
-        flow.deficit = min(flow.deficit, most)
-        self._ring.move_to_end(flow.key)
-
-    def _begin_round(self) -> None:
-        self._turns_left = len(self._ring)
-        if self._costs:
-            self._quantum = max(sorted(self._costs)[int(_USUAL * len(self._costs))], _LEAST_QUANTUM)
+        heads = {flow.key: flow.head for flow in self._turns.flows}
+        return self._turns.first({key: head for key, head in heads.items() if head and self.memory.fits(head.ticket)})
 
     def _companions(self, batch: Batch) -> Iterator[Job]:
         """Jobs to run with the first of *batch*: of every caller in turn, of those first who have nothing to make up
@@ -426,21 +334,22 @@ class Scheduler:
         not wait for theirs: of them only so much comes along as takes no longer than the first.
         """
         first = batch.jobs[0]
-        longest, holder = self._longest_batch, _key_of(first.ticket)
-        short = (2 * first.cost, 0) if self._ring[holder].is_sparse else longest
-        offers = {key: iter(list(flow)) for key, flow in self._ring.items()}
-        offers[holder] = self._ring[holder].similar(first, _OFFERED)
+        longest, holder = self._longest_batch, key_of(first.ticket)
+        short = (2 * first.cost, 0) if require(self._turns.find(holder)).is_sparse else longest
+        flows = {flow.key: flow for flow in self._turns.flows}
+        offers = {key: iter(list(flow)) for key, flow in flows.items()}
+        offers[holder] = flows[holder].similar(first, _OFFERED)
         for is_in_credit in (True, False):
-            turns = deque(offers)
-            while turns:
-                key = turns.popleft()
-                if is_in_credit and self._ring[key].deficit < 0:
+            offering = deque(offers)
+            while offering:
+                key = offering.popleft()
+                if is_in_credit and flows[key].deficit < 0:
                     continue
-                most = longest if self._ring[key].is_sparse else short
+                most = longest if flows[key].is_sparse else short
                 for job in offers[key]:
                     if job.group == first.group and self._has_room(batch, job, *most):
                         yield job
-                        turns.append(key)
+                        offering.append(key)
                         break
                     if key != holder:
                         del offers[key]
@@ -461,17 +370,9 @@ class Scheduler:
     @property
     def _longest_batch(self) -> tuple[float, int]:
         """Seconds that a batch may be estimated to take, and the tokens that it may have however long they take."""
-        is_alone = self._clock() - self._interrupted_at > _ALONE_AFTER_SECONDS
+        is_alone = self._clock() - self._another_asked_at > _ALONE_AFTER_SECONDS
         seconds, n_tokens = _BATCH_ALONE if is_alone else _BATCH
-        return max(self._quantum, seconds), n_tokens
-
-
-def _key_of(ticket: Ticket) -> FlowKey:
-    return ticket.caller.name, ticket.priority
-
-
-def _weight_of(ticket: Ticket) -> float:
-    return ticket.grant.weight * (_WEIGHT_OF_BATCH if ticket.priority is Priority.BATCH else 1.0)
+        return max(self._turns.quantum, seconds), n_tokens
 
 
 def _free_of_charge(_caller: str, _seconds: float) -> None:

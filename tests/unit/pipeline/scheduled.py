@@ -6,13 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from dst_grpc.domain.callers import Caller, Grant
+from dst_grpc.domain.callers import Caller, Grant, Priority
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.jobs import Batch, Job
 from dst_grpc.pipeline.limits import DeviceLimits
 from dst_grpc.pipeline.rates import Rate
 from dst_grpc.pipeline.scheduler import Scheduler
+from dst_grpc.pipeline.turns import Flow
 from tests.unit.pipeline.simulated import Clock
 
 RATE = Rate(0.001)
@@ -39,6 +40,11 @@ class Device:
         job = Job(ticket=ticket or self.ticket(name), rate=RATE, units=millis, **fields)
         self.scheduler.add(job)
         return job
+
+    def flow(self, name: str) -> Flow:
+        flow = self.scheduler._turns.find((name, Priority.INTERACTIVE))
+        assert flow is not None
+        return flow
 
     def start(self) -> Batch:
         batch = self.scheduler.start()

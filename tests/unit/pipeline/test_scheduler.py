@@ -78,8 +78,8 @@ def test_a_quantum_is_given_once_a_turn_also_if_a_batch_cuts_the_turn_short() ->
     device = Device(max_batch_tokens=1)
     for name in (*("greedy",) * 9, "polite"):
         device.add(name, 9, group="same")
-    device.scheduler._ring["greedy", Priority.INTERACTIVE].is_sparse = False
-    device.scheduler._ring["polite", Priority.INTERACTIVE].is_sparse = False
+    device.flow("greedy").is_sparse = False
+    device.flow("polite").is_sparse = False
     assert device.order(4) == [*("greedy",) * 3, "polite"], "a quantum, and what it had saved"
 
 

@@ -138,7 +138,7 @@ def test_a_caller_without_a_queue_waits_for_a_turn_of_the_other() -> None:
         device.add("greedy", 10)
     device.run()
     device.start()
-    device.scheduler._ring["greedy", Priority.INTERACTIVE].deficit = 0.005
+    device.flow("greedy").deficit = 0.005
     assert device.scheduler.expected_wait == pytest.approx(0.010 + 0.005 + 0.010), (
         "what runs, what the other has left of its turn, and a quantum"
     )
