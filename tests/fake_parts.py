@@ -318,7 +318,7 @@ class FakePipeline:
     def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
         return self.kept
 
-    def drop_graph(self, handle: str, caller: Caller) -> None:
+    def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         left = [graph for graph in self.kept if graph.handle != handle]
         if len(left) == len(self.kept):
             raise NotFound.unknown("graph", handle, [], reason=Reason.GRAPH_NOT_FOUND)
@@ -468,6 +468,9 @@ class FakeRegistry:
     def autoencoders(self, model: str | None = None) -> list[AutoencoderInfo]:
         models = self.models() if model is None else [self.model(model)]
         return [self.sets[f"{info.name}/mlp"] for info in models]
+
+    def model_name(self, ref: str) -> str:
+        return self.model(ref).name
 
     def tokenizer(self, ref: str) -> FakeTokenizer:
         self.model(ref)

@@ -246,6 +246,10 @@ class Registry:
         """The tokenizer of a model, read once; raises NotFound, or DataLoss if it is unreadable."""
         return self.model_entry(ref).tokenizer()
 
+    def model_name(self, ref: str) -> str:
+        """The name of a model, without opening a file; raises NotFound."""
+        return self.model_entry(ref).name
+
     def model_entry(self, ref: str) -> ModelEntry:
         """As `model`, but the entry, which has all that loading needs."""
         return self._find(ref or self.default_model, self._models, "model", Reason.MODEL_NOT_FOUND)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import Priority
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind
+from dst_grpc.domain.handles import ContextRef
 from dst_grpc.domain.readings import MemoryKind, MemoryReading
 from dst_grpc.domain.resolution import LoadProgress, Resolution, Validated
 from dst_grpc.domain.sender import HERE, Sender
@@ -317,7 +318,7 @@ class Pipeline:
         with self._executor.entered(sender, None):
             if known is not None and "graph" in known.fields:
                 known.raise_if_any()
-            graph = self._graphs.get(request.graph, sender.caller)
+            graph = self._kept_graph(request.graph, sender)
             yield await self._threads.run(answer_query, graph, request, known)
 
     async def probe_graph(
@@ -330,7 +331,7 @@ class Pipeline:
         """
         if known is not None and "graph" in known.fields:
             known.raise_if_any()
-        graph = self._graphs.get(request.graph, sender.caller)
+        graph = self._kept_graph(request.graph, sender)
 
         async def plan(registry: Registry) -> ProbePlan:
             return await self._planning.plan_probe(request, graph, registry, known)
@@ -344,9 +345,17 @@ class Pipeline:
         """The kept graphs that *caller* finds, by handle."""
         return self._graphs.listed(caller)
 
-    def drop_graph(self, handle: str, caller: Caller) -> None:
+    def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         """Drop a kept graph; raises NotFound."""
-        self._graphs.drop(handle, caller)
+        self._kept_graph(handle, sender)
+        self._graphs.drop(handle, sender.caller)
+
+    def _kept_graph(self, handle: str, sender: Sender) -> WholeGraph:
+        """A kept graph, whose model is noted as the request's, which names only the graph; raises NotFound."""
+        graph = self._graphs.get(handle, sender.caller)
+        if sender.timeline is not None:
+            sender.timeline.model = ContextRef.parse(graph.model).name
+        return graph
 
     def memory(self) -> MemoryReading:
         """What kept graphs take. May be called on any thread."""

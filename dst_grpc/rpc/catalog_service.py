@@ -16,7 +16,7 @@ from dst_grpc.domain.server_info import ServerInfo
 from dst_grpc.domain.type_info import DerivedScalarTypeInfo
 from dst_grpc.rpc.calls import ObservedContext
 from dst_grpc.rpc.pagination import page_of
-from dst_grpc.rpc.ports import CachePort, InfoT, PipelinePort
+from dst_grpc.rpc.ports import CachePort, InfoT, PipelinePort, RegistryPort
 from dst_grpc.wire.codec import to_wire
 from dst_grpc.wire.envelope import MESSAGE_BYTES
 from dst_grpc.wire.pieces import split_text
@@ -49,10 +49,12 @@ class CatalogService:
         page, token = page_of(models, request, key=_name, to_wire=self._described, scope="models")
         return pb.ListModelsResponse(models=page, next_page_token=token)
 
-    async def GetModel(self, request: pb.GetModelRequest, _context: object) -> pb.GetModelResponse:
+    async def GetModel(self, request: pb.GetModelRequest, context: ObservedContext) -> pb.GetModelResponse:
         """Get one model."""
         registry = self._cache.registry
-        return pb.GetModelResponse(model=self._described(await _aside(lambda: registry.model(request.name))))
+        info = await _aside(lambda: registry.model(request.name))
+        context.info.timeline.model = info.name
+        return pb.GetModelResponse(model=self._described(info))
 
     async def ListAutoencoders(
         self, request: pb.ListAutoencodersRequest, _context: object
@@ -72,10 +74,10 @@ class CatalogService:
         return pb.ListDerivedScalarTypesResponse(types=page, next_page_token=token)
 
     async def Tokenize(
-        self, request: pb.TokenizeRequest, _context: object
+        self, request: pb.TokenizeRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.TokenizeResponse, None]:
         """Encode a text."""
-        registry = self._cache.registry
+        registry = self._registry_about(request.model, context)
 
         def tokenize() -> Iterator[pb.TokenizeResponse]:
             tokenizer = registry.tokenizer(request.model)
@@ -86,10 +88,10 @@ class CatalogService:
             yield piece
 
     async def Detokenize(
-        self, request: pb.DetokenizeRequest, _context: object
+        self, request: pb.DetokenizeRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.DetokenizeResponse, None]:
         """Decode tokens."""
-        registry = self._cache.registry
+        registry = self._registry_about(request.model, context)
 
         def detokenize() -> Iterator[pb.DetokenizeResponse]:
             tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
@@ -97,6 +99,12 @@ class CatalogService:
 
         async for piece in _each(detokenize):
             yield piece
+
+    def _registry_about(self, model: str, context: ObservedContext) -> RegistryPort:
+        """The registry, once *model* is noted as what the call is about; raises NotFound."""
+        registry = self._cache.registry
+        context.info.timeline.model = registry.model_name(model)
+        return registry
 
     def _described(self, info: InfoT) -> Any:
         """The description of a model or an autoencoder set, with its state in the cache."""

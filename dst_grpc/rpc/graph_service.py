@@ -8,7 +8,7 @@ from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.rpc.answers import send_frames
+from dst_grpc.rpc.answers import send_frames, sender_of
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import PipelinePort
@@ -59,5 +59,5 @@ class GraphService:
         """Drop a kept graph."""
         if not request.graph:
             raise InvalidRequest.of("graph", "is required")
-        self._pipeline.drop_graph(request.graph, context.caller)
+        self._pipeline.drop_graph(request.graph, sender=sender_of(context, self._tensors))
         return pb.DropGraphResponse()

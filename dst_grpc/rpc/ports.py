@@ -160,7 +160,7 @@ class PipelinePort(Protocol):
     def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
         """The kept graphs that *caller* finds, by handle."""
 
-    def drop_graph(self, handle: str, caller: Caller) -> None:
+    def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         """Drop a kept graph; raises NotFound."""
 
     def memory(self) -> MemoryReading:
@@ -209,6 +209,9 @@ class RegistryPort(Protocol):
 
     def model(self, ref: str) -> ModelInfo:
         """One model; raises NotFound."""
+
+    def model_name(self, ref: str) -> str:
+        """The name of a model, without opening a file; raises NotFound."""
 
     def tokenizer(self, ref: str) -> TokenizerPort:
         """A model's tokenizer; raises NotFound."""

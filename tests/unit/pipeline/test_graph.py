@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.graph_answers import GraphPart, GraphPartKind, GraphPhase, GraphProgress
 from dst_grpc.domain.graph_edges import GraphEdges
+from dst_grpc.domain.graph_probes import GraphFeatureTokens, ProbeGraphRequest
 from dst_grpc.domain.graph_queries import GraphNeighbours, QueryGraphRequest
 from dst_grpc.domain.requests import DeriveRequest, Prompt
 from dst_grpc.domain.results import RunSummary
 from dst_grpc.domain.sender import Sender
+from dst_grpc.domain.timeline import Timeline
 from dst_grpc.errors import Exhausted, NotFound, Reason
 from dst_grpc.graphs.influence import scores
 from dst_grpc.pipeline.limits import DeviceLimits, Limits
@@ -202,9 +205,26 @@ async def test_a_kept_graph_answers_its_caller_alone(pipeline: Pipeline) -> None
         await anext(pipeline.query_graph(asked(found.kept.handle), sender=BOB))
     assert [one.handle for one in pipeline.kept_graphs(ALICE.caller)] == [found.handle]
     assert pipeline.kept_graphs(BOB.caller) == []
-    pipeline.drop_graph(found.kept.handle, ALICE.caller)
+    pipeline.drop_graph(found.kept.handle, sender=ALICE)
     with pytest.raises(NotFound):
         await anext(pipeline.query_graph(asked(found.kept.handle), sender=ALICE))
+
+
+async def test_what_is_asked_about_a_kept_graph_is_about_its_model(pipeline: Pipeline) -> None:
+    """Such requests name no model themselves."""
+    found = await answer(pipeline)
+    assert found.handle is not None
+    timelines = [Timeline(), Timeline(), Timeline(), Timeline()]
+    queried, probed, dropped, refused = (replace(ALICE, timeline=timeline) for timeline in timelines)
+    async for _ in pipeline.query_graph(asked(found.handle), sender=queried):
+        pass
+    probe = ProbeGraphRequest(graph=found.handle, probe=GraphFeatureTokens(nodes=(found.top(1)[0].name,)))
+    async for _ in pipeline.probe_graph(probe, sender=probed):
+        pass
+    pipeline.drop_graph(found.handle, sender=dropped)
+    with pytest.raises(NotFound):
+        pipeline.drop_graph(found.handle, sender=refused)
+    assert [timeline.model for timeline in timelines] == ["llama", "llama", "llama", ""]
 
 
 async def test_a_graph_is_kept_unless_it_is_not_to_be(pipeline: Pipeline) -> None:

@@ -61,7 +61,7 @@ async def test_models_come_in_pages(catalog: CatalogService) -> None:
 
 async def test_a_loaded_model_says_so(catalog: CatalogService, cache: FakeCache) -> None:
     cache.tell(context_status())
-    response = await catalog.GetModel(catalog_pb.GetModelRequest(name="tiny"), None)
+    response = await catalog.GetModel(catalog_pb.GetModelRequest(name="tiny"), CALL)
     assert response.model.state == CONTEXT_STATE_AVAILABLE
     assert list(response.model.autoencoders) == ["tiny/mlp"]
 
@@ -108,22 +108,33 @@ async def test_types_come_by_number_and_all(catalog: CatalogService) -> None:
 
 
 async def test_text_becomes_tokens_and_back(catalog: CatalogService) -> None:
-    (tokens,) = [answer async for answer in catalog.Tokenize(catalog_pb.TokenizeRequest(text="ab"), None)]
+    (tokens,) = [answer async for answer in catalog.Tokenize(catalog_pb.TokenizeRequest(text="ab"), CALL)]
     assert (list(tokens.token_ids), list(tokens.token_strings)) == ([97, 98], ["a", "b"])
     request = catalog_pb.DetokenizeRequest(token_ids=[97])
-    (answer,) = [answer async for answer in catalog.Detokenize(request, None)]
+    (answer,) = [answer async for answer in catalog.Detokenize(request, CALL)]
     assert (answer.text, list(answer.token_strings)) == ("a", ["a"])
     with pytest.raises(InvalidRequest):
-        await anext(catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[5000]), None))
+        await anext(catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[5000]), CALL))
     with pytest.raises(NotFound):
-        await anext(catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), None))
+        await anext(catalog.Tokenize(catalog_pb.TokenizeRequest(model="none"), CALL))
+
+
+async def test_a_call_about_a_model_says_so_in_the_log(catalog: CatalogService) -> None:
+    def call() -> Any:
+        return SimpleNamespace(**{**vars(CALL), "info": CallInfo(method="")})
+
+    described, encoded, decoded = call(), call(), call()
+    await catalog.GetModel(catalog_pb.GetModelRequest(name="tiny@0123:float32:cpu"), described)
+    await anext(catalog.Tokenize(catalog_pb.TokenizeRequest(text="a"), encoded))
+    await anext(catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=[97]), decoded))
+    assert [one.info.timeline.model for one in (described, encoded, decoded)] == ["tiny"] * 3
 
 
 @pytest.mark.parametrize("text", ["", "aä" * 400_000, "ä" * 600_000])
 async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService, text: str) -> None:
     token_ids: list[int] = []
     token_strings: list[str] = []
-    async for tokens in catalog.Tokenize(catalog_pb.TokenizeRequest(text=text), None):
+    async for tokens in catalog.Tokenize(catalog_pb.TokenizeRequest(text=text), CALL):
         assert tokens.ByteSize() <= MESSAGE_BYTES
         assert len(tokens.token_ids) == len(tokens.token_strings)
         token_ids += tokens.token_ids
@@ -132,7 +143,7 @@ async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService
     assert "".join(token_strings) == text
     pieces = []
     alone: list[str] = []
-    async for piece in catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=token_ids), None):
+    async for piece in catalog.Detokenize(catalog_pb.DetokenizeRequest(token_ids=token_ids), CALL):
         assert piece.ByteSize() <= MESSAGE_BYTES
         pieces.append(piece.text)
         alone += piece.token_strings
