@@ -242,6 +242,7 @@ class Scheduler:
             self._turns.note_cost(job.cost)
         is_new = not job.ticket.has_started
         if is_new:
+            flow.begin(job.ticket)
             self.memory.take(job.ticket)
         return is_new
 

@@ -56,10 +56,11 @@ def weight_of(ticket: Ticket) -> float:
 class Flow:
     """The waiting jobs of one caller and class, and what it may still use of the device in its turn.
 
-    Steps of answers that have begun go before passes, as they hold memory.
+    Steps of answers that have begun, and then passes of requests that have, go before other passes, as they hold memory:
+    what waits for it must not be ahead of them.
     """
 
-    __slots__ = ("_pace", "_passes", "_steps", "deficit", "is_sparse", "key", "seconds", "weight")
+    __slots__ = ("_begun", "_pace", "_passes", "_steps", "deficit", "is_sparse", "key", "seconds", "weight")
 
     def __init__(self, key: FlowKey) -> None:
         """Start empty."""
@@ -75,20 +76,23 @@ class Flow:
         """Estimated cost of all its jobs."""
         self._pace = Rate(1.0)
         self._steps: deque[Job] = deque()
+        self._begun: deque[Job] = deque()
+        """Passes of requests that have begun."""
         self._passes: deque[Job] = deque()
+        """All others."""
 
     def __len__(self) -> int:
         """Jobs that wait."""
-        return len(self._steps) + len(self._passes)
+        return len(self._steps) + len(self._begun) + len(self._passes)
 
     def __iter__(self) -> Iterator[Job]:
         """The jobs in their order."""
-        return chain(self._steps, self._passes)
+        return chain(self._steps, self._begun, self._passes)
 
     @property
     def head(self) -> Job | None:
         """The job that is next."""
-        queue = self._steps or self._passes
+        queue = self._steps or self._begun or self._passes
         return queue[0] if queue else None
 
     @property
@@ -110,27 +114,39 @@ class Flow:
     def waits_since(self) -> float:
         """When the job that has waited longest began to; infinite if none waits. May be read on any thread."""
         oldest = math.inf
-        for queue in (self._steps, self._passes):
+        for queue in (self._steps, self._begun, self._passes):
             with suppress(IndexError):  # it began to run meanwhile
                 oldest = min(oldest, queue[0].since)
         return oldest
 
     @property
     def next_pass(self) -> Job | None:
-        """The pass that is next, after all steps."""
+        """The pass that is next of a request that has not begun."""
         return self._passes[0] if self._passes else None
 
     def add(self, job: Job) -> None:
         """Let *job* wait."""
-        (self._steps if job.is_step else self._passes).append(job)
+        self._queue_of(job).append(job)
         job.is_waiting = True
         self.seconds += job.cost
 
     def remove(self, job: Job) -> None:
         """Take *job* out, which waits."""
-        (self._steps if job.is_step else self._passes).remove(job)
+        self._queue_of(job).remove(job)
         job.is_waiting = False
         self.seconds = self.seconds - job.cost if len(self) else 0.0
+
+    def begin(self, ticket: Ticket) -> None:
+        """Let what else waits of a request go before others, now that its first job is no longer in the queue."""
+        others = [job for job in self._passes if job.ticket is ticket]
+        for job in others:
+            self._passes.remove(job)
+        self._begun += others
+
+    def _queue_of(self, job: Job) -> deque[Job]:
+        if job.is_step:
+            return self._steps
+        return self._begun if job.ticket.has_started else self._passes
 
     def similar(self, first: Job, count: int) -> Iterator[Job]:
         """Jobs of the group of *first*, among the next *count*; those of the nearest length first."""

@@ -93,6 +93,21 @@ def test_the_plans_of_one_request_take_its_memory_once() -> None:
     assert device.scheduler.memory.used_bytes == 0
 
 
+def test_the_other_passes_of_a_request_that_has_begun_go_before_who_waits_for_its_memory() -> None:
+    """Of a queue those run together that are of a length, also if they are not next: it may be the last of a request."""
+    device = Device(max_run_bytes=100)
+    first = device.add("one", group="g", n_tokens=20)
+    large = with_bytes(device, "one", 100)
+    ticket = device.ticket("one", 10)
+    parts = [device.add("one", ticket=ticket, group="g", n_tokens=n) for n in (3, 7, 20)]
+    assert device.run(release=False) == [first, parts[2]]
+    later = device.add("one", ticket=ticket, group="g", n_tokens=13)
+    assert [device.run(release=False) for _ in range(3)] == [[parts[0]], [parts[1]], [later]]
+    assert device.scheduler.start() is None
+    device.scheduler.memory.release(ticket)
+    assert device.run() == [large]
+
+
 def test_what_a_request_does_not_take_any_longer_is_free_for_others() -> None:
     shares, one, other = MemoryShares(100), Ticket(Caller(name="one")), Ticket(Caller(name="other"))
     one.peak_bytes, other.peak_bytes = 60, 80
