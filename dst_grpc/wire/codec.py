@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_TRIES_BY_ELEMENT = 3
+"""How often single elements of a list are replaced. A rule about all of them together names one at a time: it would be
+checked as often as there are elements."""
+
 
 def to_wire(value: Any) -> Any:
     """The message of a domain value."""
@@ -173,21 +177,22 @@ class Codec:
         for name in bad:
             values[name] = fields.stand_ins[name]()
         replaced: set[str] = set()
-        is_first = True
+        n_tries = 0
         while True:
             try:
                 value = self._cls(**values)
             except InvalidRequest as error:
                 before = len(bad) + len(replaced)
+                only_whole = bool(error.omitted) or n_tries >= _TRIES_BY_ELEMENT
                 for violation in error.violations:
-                    if is_first and not _is_within(violation.field, known):
+                    if not n_tries and not _is_within(violation.field, known):
                         problems.add(violation.field, violation.description, error.reason)
-                    self._replace(values, violation.field, bad, replaced, only_whole=bool(error.omitted))
-                if is_first:
+                    self._replace(values, violation.field, bad, replaced, only_whole=only_whole)
+                if not n_tries:
                     problems.count += error.omitted
-                    is_first = False
                 if len(bad) + len(replaced) == before:
                     return BAD
+                n_tries += 1
             else:
                 return value if self._cls in PART_BY_PART or bad <= fields.optional else BAD
 

@@ -565,3 +565,28 @@ def test_reading_what_is_bad_takes_time_in_proportion_to_it(bad: Callable[[int],
     seconds(10)
     # Ten times as much takes about ten times as long; a hundred times if it were the square.
     assert seconds(20_000) < 40 * seconds(2000)
+
+
+def test_a_rule_about_all_parts_together_is_not_checked_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else 200 interventions that each name 1000 runs, of which no 10,000 may be read, take a minute to refuse."""
+    checks: Counter[str] = Counter()
+    check = DeriveRequest.__post_init__
+
+    def counted(request: DeriveRequest) -> None:
+        checks.update(["request"])
+        check(request)
+
+    monkeypatch.setattr(DeriveRequest, "__post_init__", counted)
+    means = [
+        intervention_pb2.Intervention(at={"activation_location_type": 1}, mean={"runs": ["a"] * 300})
+        for _ in range(100)
+    ]
+    message = inference_pb2.DeriveRequest(
+        prompt={"text": "x"}, source_runs=[{"name": "a", "prompt": {"text": "y"}}], interventions=means
+    )
+    request, problems = read_request(DeriveRequest, message)
+    assert [one.description for one in problems.listed] == [
+        "reads 30000 runs, those that these read included; at most 10000 may be read"
+    ]
+    assert request is not None
+    assert checks.total() < 10
