@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.protobuf.descriptor import FieldDescriptor
 
 from dst_grpc._gen.dst.v1 import (
+    attribute_pb2,
     catalog_service_pb2,
     causal_service_pb2,
+    circuit_pb2,
     component_pb2,
     context_service_pb2,
     derived_scalar_service_pb2,
@@ -17,6 +19,7 @@ from dst_grpc._gen.dst.v1 import (
     explain_pb2,
     graph_service_pb2,
     inference_pb2,
+    patch_pb2,
     resolution_pb2,
     tensor_service_pb2,
 )
@@ -24,7 +27,7 @@ from dst_grpc.wire.limits import MAX_ENTRIES, MAX_LONG_TEXT_BYTES
 from dst_grpc.wire.messages import MESSAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
     from google.protobuf.message import Message
@@ -164,6 +167,9 @@ def _full() -> Iterator[WorstRequest]:
         explained.runs.add(prompt=run.prompt, loss_fn_config=run.loss_fn_config)
     yield WorstRequest("TopK: 64 runs", f"{_DERIVED}/TopK", (runs.SerializeToString(),))
     yield WorstRequest("Explain: 64 runs", f"{_DERIVED}/Explain", (explained.SerializeToString(),))
+    for name, asked in _causal():
+        method = type(asked).__name__.removesuffix("Request")
+        yield WorstRequest(f"{method}: {name}", f"/dst.v1.CausalService/{method}", (asked.SerializeToString(),))
     for name, text in _texts(500_000):
         tokenize = catalog_service_pb2.TokenizeRequest(text=text)
         yield WorstRequest(f"Tokenize: {name}", f"{_CATALOG}/Tokenize", (tokenize.SerializeToString(),))
@@ -174,6 +180,52 @@ def _full() -> Iterator[WorstRequest]:
     pieces = [tensor_service_pb2.PutTensorRequest(data=bytes(4_000_000)).SerializeToString()] * 4
     first = tensor_service_pb2.PutTensorRequest(description=description).SerializeToString()
     yield WorstRequest("PutTensor: pieces of 4 MB", "/dst.v1.TensorService/PutTensor", (first, *pieces))
+
+
+def _causal() -> Iterator[tuple[str, Any]]:
+    """Requests about pairs: what is there for each pair, or of each, is much."""
+    neurons = _about_pairs(patch_pb2.PatchRequest, [8])
+    neurons.grids.add(node=attribute_pb2.ATTRIBUTED_NODE_NEURON, entries=range(512), layers=range(4))
+    for name, count in (("cells", 1), ("cells of many grids", 100)):
+        asked = patch_pb2.PatchRequest(pairs=_about_pairs(patch_pb2.PatchRequest, [48]).pairs)
+        asked.loss_fn_config.CopyFrom(neurons.loss_fn_config)
+        asked.grids.extend(list(neurons.grids) * count)
+        yield name, asked
+    for lengths in ([8], range(1, 257)):
+        asked = _about_pairs(patch_pb2.PatchRequest, lengths)
+        for i in range(10_000):
+            one = asked.cells.add().interventions.add()
+            one.at.activation_location_type, one.at.layer_index = _TAP, i % 4
+            one.scale.factor = 0.5
+        yield f"own cells of {len(lengths)} lengths", asked
+    ablated = _about_pairs(circuit_pb2.CircuitRequest, [256] * 250)
+    request = inference_pb2.DeriveRequest()
+    _ablations(request)
+    ablated.ablation_specs.extend(request.ablation_specs)
+    ablated.circuits.add()
+    yield "ablations of many pairs", ablated
+    for cls in (attribute_pb2.AttributeRequest, circuit_pb2.CircuitRequest):
+        for name, text, count in (
+            ("targets", " Mary", 99),
+            ("targets beyond", " Mary", 999),
+            ("bad targets", "zz", 99),
+        ):
+            aimed = _about_pairs(cls, [8] * 1000)
+            aimed.loss_fn_config.target_tokens.extend([text] * count)
+            if isinstance(aimed, circuit_pb2.CircuitRequest):
+                aimed.circuits.add()
+            yield f"{name} of many pairs", aimed
+
+
+def _about_pairs(cls: Any, lengths: Sequence[int]) -> Any:
+    """A request about pairs of so many tokens."""
+    asked = cls()
+    asked.loss_fn_config.CopyFrom(small().loss_fn_config)
+    for seed, length in enumerate(lengths):
+        pair = asked.pairs.add()
+        for prompt, step in ((pair.clean, 7), (pair.corrupt, 5)):
+            prompt.token_ids.token_ids.extend((seed * 31 + i * step) % 5900 for i in range(length))
+    return asked
 
 
 _DERIVED, _CATALOG = "/dst.v1.DerivedScalarService", "/dst.v1.CatalogService"

@@ -106,6 +106,12 @@ class LossFnConfig:
         self._check_places(problems)
         problems.raise_if_any()
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens it names."""
+        texts, ids = (self.target_tokens, self.distractor_tokens), (self.target_token_ids, self.distractor_token_ids)
+        return sum(map(len, (*texts, *ids)))
+
     def _check_places(self, problems: Violations) -> None:
         """Note what is given of where it is read, or missing."""
         name = self.name

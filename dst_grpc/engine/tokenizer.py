@@ -157,22 +157,23 @@ class Tokenizer:
         self._texts[token] = text
         return text
 
-    def single_token(self, text: str, field: str) -> int:
+    def single_token(self, text: str, field: str, *, says_why: bool = True) -> int:
         """The id of the one token whose text is *text*, or that *text* encodes to.
 
         A byte that is no character of the vocabulary goes by the character that it is, or as `<0x0A>`; any token by
         its id, as `<50260>`.
 
         Raises:
-            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do;
-                or, at *field* too, why it cannot be encoded.
+            InvalidRequest: (NOT_ONE_TOKEN, at *field*) saying how *text* splits and, if a space decides, what would do,
+                unless nobody reads that (*says_why*); or, at *field* too, why it cannot be encoded.
         """
         try:
             token = self._one(text)
         except InvalidRequest as error:
             raise InvalidRequest.of(field, error.violations[0].description) from None
         if token is None:
-            raise InvalidRequest.of(field, self._why_not_one(text), reason=Reason.NOT_ONE_TOKEN)
+            why = self._why_not_one(text) if says_why else "must be one token"
+            raise InvalidRequest.of(field, why, reason=Reason.NOT_ONE_TOKEN)
         return token
 
     def _one(self, text: str) -> int | None:

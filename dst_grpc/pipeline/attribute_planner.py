@@ -25,6 +25,7 @@ from dst_grpc.domain.attribute import (
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import Reason
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.pair_planner import PairPlanner, PairsPlan
@@ -160,13 +161,20 @@ class AttributePlan(PairsPlan[AttributeRequest]):
         return sum(1 for _ in self.blocks()) * (2 if self.request.verify else 1) + 1
 
 
-def plan_attribute(request: AttributeRequest, registry: Registry, known: Violations | None = None) -> AttributePlan:
+def plan_attribute(
+    request: AttributeRequest,
+    registry: Registry,
+    known: Violations | None = None,
+    *,
+    check: Check = never_cancelled,
+) -> AttributePlan:
     """Plan *request*.
 
     Args:
         request: the request.
         registry: the models and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all prompts, and those of
@@ -174,7 +182,7 @@ def plan_attribute(request: AttributeRequest, registry: Registry, known: Violati
         NotFound: for an unknown model or autoencoder.
         PreconditionFailed: if latents are attributed and no autoencoder is named.
     """
-    findings = Findings.after(known)
+    findings = Findings.after(known, check_wanted=check)
     planned = PairPlanner(request, registry, findings).plan()
     if planned is not None:
         _check(request, planned, findings)

@@ -17,12 +17,15 @@ from dst_grpc.causal.node_space import NodeSpace, SplicedLayer
 from dst_grpc.causal.read_logits import diverges_from_source
 from dst_grpc.domain.circuit import FRACTIONS, CircuitRequest, CircuitSelection
 from dst_grpc.domain.graph_nodes import Edge, Source, node_named
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import InvalidRequest, Reason, require
 from dst_grpc.pipeline.findings import Findings
 from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner, PairsPlan
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, most_latents
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dst_grpc.causal.circuits import Mask
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.circuit import CircuitCurve, KeptCircuit
@@ -129,6 +132,13 @@ class CircuitPlan(PairsPlan[CircuitRequest]):
         n_found = self._tried_count if self.request.acdc is not None else 0
         return n_blocks * (2 + len(self.circuits) + len(self.fractions)) + n_found
 
+    @property
+    def tensor_handles(self) -> Sequence[str]:
+        """Handle of the scores of the curve, if they have one."""
+        curve = self.request.curve
+        handle = None if curve is None or curve.scores is None else curve.scores.handle
+        return () if handle is None else (handle,)
+
     def with_tensors(self, tensors: TensorSource | None) -> CircuitPlan:
         """The same plan with the scores that the request names by a handle.
 
@@ -149,20 +159,23 @@ class CircuitPlan(PairsPlan[CircuitRequest]):
         return replace(self, request=replace(self.request, curve=replace(curve, scores=scores)))
 
 
-def plan_circuit(request: CircuitRequest, registry: Registry, known: Violations | None = None) -> CircuitPlan:
+def plan_circuit(
+    request: CircuitRequest, registry: Registry, known: Violations | None = None, *, check: Check = never_cancelled
+) -> CircuitPlan:
     """Plan *request*.
 
     Args:
         request: the request.
         registry: the models and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all prompts, and those of
             *known*.
         NotFound: for an unknown model or autoencoder.
     """
-    return _CircuitPlanner(request, registry, Findings.after(known)).plan()
+    return _CircuitPlanner(request, registry, Findings.after(known, check_wanted=check)).plan()
 
 
 class _CircuitPlanner:

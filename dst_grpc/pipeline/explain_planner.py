@@ -20,6 +20,7 @@ from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import NotFound, Reason, require
 from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.explain_plan import ExplainPlan, logits_are_changed
@@ -45,7 +46,12 @@ _P = ExplainPart
 
 
 def plan_top_k(
-    request: TopKRequest, registry: Registry, known: Violations | None = None, store_bytes: int = 0
+    request: TopKRequest,
+    registry: Registry,
+    known: Violations | None = None,
+    store_bytes: int = 0,
+    *,
+    check: Check = never_cancelled,
 ) -> ExplainPlan:
     """Plan *request*.
 
@@ -54,13 +60,14 @@ def plan_top_k(
         registry: the models and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
         store_bytes: budget of the store that will keep the recordings.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all runs, and those of *known*.
         NotFound: for an unknown model or autoencoder.
         PreconditionFailed: if a type needs an origin, autoencoder or field that a run lacks.
     """
-    findings = Findings.after(known)
+    findings = Findings.after(known, check_wanted=check)
     types = _types_of(request.groups)
     specs = tuple(DerivedScalarSpec(dst=dst) for dst in types)
     runs = [replace(run, request_id="", derived_scalars=specs) for run in request.runs]
@@ -92,10 +99,12 @@ def plan_top_k(
     return _checked(asked, len(runs), findings)
 
 
-def plan_explain(request: ExplainRequest, registry: Registry, known: Violations | None = None) -> ExplainPlan:
+def plan_explain(
+    request: ExplainRequest, registry: Registry, known: Violations | None = None, *, check: Check = never_cancelled
+) -> ExplainPlan:
     """Plan *request*; arguments and errors are those of `plan_top_k`. Nothing is recorded besides: its parts read most
     of what could be."""
-    findings = Findings.after(known)
+    findings = Findings.after(known, check_wanted=check)
     groups = request.effective_groups
     has_origin = all(run.has_origin for run in request.runs)
     parts = _parts(request, groups)

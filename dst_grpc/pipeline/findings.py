@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import FieldViolation, PreconditionFailed, Reason, Violations, join_path
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class SourceMap:
 
 @dataclass(slots=True, kw_only=True)
 class Findings:
-    """What is wrong with the fields of a request, and what the request lacks, collected over all its rules."""
+    """What is wrong with the fields of a request, and what the request lacks, collected over all its rules.
+
+    Whoever plans asks it all the time, and so it is what stops planning that nobody waits for any more.
+    """
 
     source: SourceMap = SourceMap()
     """The source map of the request."""
@@ -56,6 +60,8 @@ class Findings:
     """Paths sent that reading the message found bad. They hold stand-ins, whose violations are not reported."""
     count: int = 0
     """How many violations were found in this request, reported or not."""
+    check_wanted: Check = never_cancelled
+    """Raises Cancelled once nobody waits for the plan."""
     _bad: frozenset[str] = field(init=False)
     _around_bad: frozenset[str] = field(init=False)
     """Paths that hold bad ones."""
@@ -66,21 +72,28 @@ class Findings:
         self._around_bad = frozenset(outer for path in self.known for outer in _outer(path))
 
     @classmethod
-    def after(cls, violations: Violations | None, root: str = "") -> Findings:
+    def after(cls, violations: Violations | None, root: str = "", *, check_wanted: Check = never_cancelled) -> Findings:
         """Empty findings for the request at *root* of a message, after reading found *violations*, if any."""
         source = SourceMap(root=root)
         if violations is None:
-            return cls(source=source)
-        return cls(source=source, violations=violations, known=violations.fields)
+            return cls(source=source, check_wanted=check_wanted)
+        return cls(source=source, violations=violations, known=violations.fields, check_wanted=check_wanted)
 
     def about(self, source: SourceMap) -> Findings:
         """The same findings, with the source map of a request made from the same message."""
+        self.check_wanted()
         return replace(self, source=source, count=0)
+
+    @property
+    def are_full(self) -> bool:
+        """Whether further violations are only counted."""
+        return self.violations.is_full and not self.known
 
     def add(self, path: str, description: str, reason: Reason = Reason.INVALID_FIELD) -> None:
         """Note a bad field."""
+        self.check_wanted()
         self.count += 1
-        if self.violations.is_full and not self.known:
+        if self.are_full:
             self.violations.count += 1
             return
         sent = self.source.path_sent(path)
@@ -89,6 +102,7 @@ class Findings:
 
     def check(self, condition: bool, path: str, description: str) -> None:
         """Note a bad field unless *condition* holds."""
+        self.check_wanted()
         if not condition:
             self.add(path, description)
 
@@ -104,6 +118,7 @@ class Findings:
 
     def holds_stand_in(self, path: str) -> bool:
         """Whether the field at *path*, one within it, or one around it, was found bad by reading."""
+        self.check_wanted()
         return bool(self.known) and self._is_known(self.source.path_sent(path))
 
     def _is_known(self, sent: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.graph import BeginToken, GraphRequest, GraphSource
 from dst_grpc.domain.requests import DeriveRequest, Prompt
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import DstError, InvalidRequest, Reason, require
 from dst_grpc.graphs.question import ChosenTarget, GraphQuestion, MostProbable, begun
 from dst_grpc.pipeline.cost import costed
@@ -20,6 +21,8 @@ from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dst_grpc.contexts.entries import AutoencoderEntry, ModelEntry
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.graph import GraphTarget
@@ -86,6 +89,12 @@ class GraphPlan(SteppedPlan[GraphRequest]):
     def _n_rows(self) -> int:
         return min(self.request.most_feature_nodes or _USUAL_FEATURES, _USUAL_FEATURES) + len(self.targets)
 
+    @property
+    def tensor_handles(self) -> Sequence[str]:
+        """Handles of directions."""
+        directions = (target.direction for target in self.request.targets)
+        return [one.handle for one in directions if one is not None and one.handle is not None]
+
     def with_tensors(self, tensors: TensorSource | None) -> GraphPlan:
         """The same plan with the directions that the request names by a handle.
 
@@ -108,7 +117,12 @@ class GraphPlan(SteppedPlan[GraphRequest]):
 
 
 def plan_graph(
-    request: GraphRequest, registry: Registry, known: Violations | None = None, *, limit_bytes: int
+    request: GraphRequest,
+    registry: Registry,
+    known: Violations | None = None,
+    *,
+    limit_bytes: int,
+    check: Check = never_cancelled,
 ) -> GraphPlan:
     """Plan *request*.
 
@@ -117,12 +131,13 @@ def plan_graph(
         registry: the models, transcoders and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
         limit_bytes: memory that a request may take that says nothing about it.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, and those of *known*.
         NotFound: for an unknown model or set.
     """
-    return _GraphPlanner(request, registry, Findings.after(known), limit_bytes).plan()
+    return _GraphPlanner(request, registry, Findings.after(known, check_wanted=check), limit_bytes).plan()
 
 
 def n_zeroed(family: str, tokens: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from dst_grpc.domain.graph_probes import (
     ProbeGraphRequest,
 )
 from dst_grpc.domain.requests import DeriveRequest, Prompt
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.graphs.memory import probe_bytes
 from dst_grpc.pipeline.cost import costed
 from dst_grpc.pipeline.findings import Findings
@@ -79,7 +80,12 @@ class ProbePlan(SteppedPlan[ProbeGraphRequest]):
 
 
 def plan_probe(
-    request: ProbeGraphRequest, graph: WholeGraph, registry: Registry, known: Violations | None = None
+    request: ProbeGraphRequest,
+    graph: WholeGraph,
+    registry: Registry,
+    known: Violations | None = None,
+    *,
+    check: Check = never_cancelled,
 ) -> ProbePlan:
     """Plan *request*, which is about *graph*.
 
@@ -88,12 +94,13 @@ def plan_probe(
         graph: the kept graph.
         registry: the models, transcoders and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every node, layer, head or position that the graph does not have, and those of *known*.
         NotFound: if its model, transcoders or autoencoders are no longer served as they were.
     """
-    findings = Findings.after(known)
+    findings = Findings.after(known, check_wanted=check)
     model = registry.model_entry(graph.model)
     lookup = Lookup(registry, model, findings)
     transcoders = lookup.transcoders(graph.transcoders, "graph") if graph.transcoders else None

@@ -25,6 +25,33 @@ if TYPE_CHECKING:
 _PATH = "loss_fn_config"
 
 
+def by_ids(given: LossFnConfig, findings: Findings, tokenizer: Tokenizer, vocab_size: int) -> LossFnConfig | None:
+    """*given* with its tokens by id; None, and noted, if some are none of the model's."""
+    before = findings.count
+
+    def ids(side: str) -> tuple[int, ...]:
+        found: list[int] = []
+        for i, text in enumerate(getattr(given, f"{side}_tokens")):
+            findings.check_wanted()
+            try:
+                path = f"{_PATH}.{side}_tokens[{i}]"
+                found.append(tokenizer.single_token(text, path, says_why=not findings.are_full))
+            except InvalidRequest as error:
+                findings.extend(error)
+        for i, token in enumerate(getattr(given, f"{side}_token_ids")):
+            field = f"{_PATH}.{side}_token_ids[{i}]"
+            findings.check(token < vocab_size, field, f"must be below the vocabulary size {vocab_size}")
+            found.append(token)
+        return tuple(found)
+
+    targets, distractors = ids("target"), ids("distractor")
+    if findings.count > before:
+        return None
+    return replace(
+        given, target_tokens=(), distractor_tokens=(), target_token_ids=targets, distractor_token_ids=distractors
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
     """Plans the loss of one request."""
@@ -46,13 +73,9 @@ class Losses:
 
     def planned(self, given: LossFnConfig) -> LossOrigin:
         """The origin that *given* means."""
-        before = self.findings.count
-        targets, distractors = self._ids(given, "target"), self._ids(given, "distractor")
-        if self.findings.count > before:
+        config = by_ids(given, self.findings, self.tokenizer, self.sizes.model.vocab_size)
+        if config is None:
             return LossOrigin(given)  # never run
-        config = replace(
-            given, target_tokens=(), distractor_tokens=(), target_token_ids=targets, distractor_token_ids=distractors
-        )
         if config.tap is not None:
             return LossOrigin(self._of_tap(config), inputs=AutoencoderInputs.of_sets(self.spliced))
         if not self.tokens:
@@ -65,20 +88,6 @@ class Losses:
             case LossFnName.CROSS_ENTROPY:
                 return self._span(config)
         return self._at_position(config)
-
-    def _ids(self, given: LossFnConfig, side: str) -> tuple[int, ...]:
-        found: list[int] = []
-        vocabulary = self.sizes.model.vocab_size
-        for i, text in enumerate(getattr(given, f"{side}_tokens")):
-            try:
-                found.append(self.tokenizer.single_token(text, f"{_PATH}.{side}_tokens[{i}]"))
-            except InvalidRequest as error:
-                self.findings.extend(error)
-        for i, token in enumerate(getattr(given, f"{side}_token_ids")):
-            field = f"{_PATH}.{side}_token_ids[{i}]"
-            self.findings.check(token < vocabulary, field, f"must be below the vocabulary size {vocabulary}")
-            found.append(token)
-        return tuple(found)
 
     def _position(self, index: int, length: int, what: str = "the prompt") -> int:
         """A position from 0, of one from the end if negative; notes one that does not exist."""

@@ -13,21 +13,21 @@ from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.interventions import UNCHANGED
 from dst_grpc.domain.pairs import SOURCE, Alternative, Orientation
 from dst_grpc.domain.patch import PatchRequest
-from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.errors import require
+from dst_grpc.domain.requests import DeriveRequest, Prompt
+from dst_grpc.errors import DstError, require
 from dst_grpc.pipeline.findings import Findings, SourceMap
+from dst_grpc.pipeline.losses import by_ids
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Protocol
 
     from dst_grpc.contexts.registry import Registry
     from dst_grpc.domain.interventions import AblationSpec
     from dst_grpc.domain.origins import LossFnConfig
     from dst_grpc.domain.pairs import PromptPair
-    from dst_grpc.domain.requests import Prompt
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.scalars.origins import LossOrigin
 
@@ -76,6 +76,8 @@ def length_of_mean(pair: Pair, alternative: Alternative) -> int | None:
 
 R = TypeVar("R", AttributeRequest, CircuitRequest, PatchRequest)
 
+MAX_METRIC_TOKENS = 100_000
+"""Tokens that the metrics of all pairs name, those of the request's once for each pair that has no other."""
 BLOCK_TOKENS = 512
 """Tokens of the pairs that are recorded together, pads included, unless a single pair has more."""
 
@@ -172,12 +174,18 @@ class PairPlanner:
         """Plan nothing yet; *ablation_specs* are those of all runs."""
         self._request, self._registry, self._findings = request, registry, findings
         self._ablation_specs = ablation_specs
+        self._ablated: int | None = None
+        """Tokens of the shortest prompt that was planned with them: if they fit that, they fit all longer ones."""
         self._plans: dict[tuple[Prompt, LossFnConfig | None], Plan | None] = {}
+        self._metrics: dict[LossFnConfig, LossFnConfig | None] = {}
+        """Metrics by the ids of their tokens; None for those that name none of the model's."""
 
     def plan(self) -> PlannedPairs | None:
         """The pairs; None if something is wrong with every one of them. Prompts of a pair must be equally long."""
         first: Plan | None = None
         found: list[PlannedPair] = []
+        if not self._check_metrics():
+            return None
         for i, pair in enumerate(self._request.pairs):
             path = f"pairs[{i}]"
             metric = pair.loss_fn_config or self._request.loss_fn_config
@@ -187,7 +195,7 @@ class PairPlanner:
             corrupt = None if pair.corrupt is None else self._planned(pair.corrupt, f"{path}.corrupt", of_run, at)
             if clean is None or (corrupt is None and pair.corrupt is not None):
                 continue
-            first = first or clean
+            first = first or self._with_ablations(clean, f"{path}.clean")
             if corrupt is not None:
                 self._check_lengths(clean, corrupt, path)
             is_noising = corrupt is None or self._request.orientation is Orientation.NOISING
@@ -195,12 +203,14 @@ class PairPlanner:
             loss = _of_pair(require(base.loss), metric, is_noising=is_noising)
             self._findings.check(loss.needs_logits, at, "must be of logits")
             found.append(PlannedPair(Pair(base.token_ids, source.token_ids, loss), loss, path, at))
+        self._check_ablations([(one.pair.base, f"{one.path}.clean") for one in found])
         return None if first is None else PlannedPairs(first, tuple(found))
 
     def reference(self, request: AboutMean, planned: PlannedPairs) -> tuple[tuple[int, ...], ...]:
         """The tokens of the prompts of a mean. A mean by position must reach the last token of every pair."""
         plans = [self._planned(prompt, f"reference[{i}]") for i, prompt in enumerate(request.reference)]
         found = tuple(plan.token_ids for plan in plans if plan is not None)
+        self._check_ablations([(plan.token_ids, f"reference[{i}]") for i, plan in enumerate(plans) if plan is not None])
         if request.alternative is Alternative.MEAN_BY_POSITION and 0 < len(found) == len(plans):
             longest = max(map(len, found))
             for one in planned.each:
@@ -217,22 +227,63 @@ class PairPlanner:
         self, prompt: Prompt, path: str, metric: LossFnConfig | None = None, metric_path: str = ""
     ) -> Plan | None:
         """The plan of one prompt's run; None if something is wrong with it."""
-        shared = {name: name for name in ("model", "autoencoders", "ablation_specs")}
-        moved = {"prompt": path, "loss_fn_config": metric_path, **shared}
-        findings = self._findings.about(SourceMap(root=path, moved=moved))
+        findings = self._about(path, metric_path)
         if findings.holds_stand_in("prompt"):
             return None
         if (prompt, metric) not in self._plans:
-            asked = DeriveRequest(
-                prompt=prompt,
-                model=self._request.model,
-                autoencoders=self._request.autoencoders,
-                ablation_specs=self._ablation_specs,
-                loss_fn_config=None if metric_path and findings.holds_stand_in("loss_fn_config") else metric,
-            )
-            self._plans[prompt, metric] = plan_run(asked, self._registry, findings)
+            asked = DeriveRequest(prompt=prompt, model=self._request.model, autoencoders=self._request.autoencoders)
+            if metric is not None and not findings.holds_stand_in("loss_fn_config"):
+                asked = replace(asked, loss_fn_config=self._by_ids(metric, findings))
+            plan = plan_run(asked, self._registry, findings)
+            # A pair whose metric names no tokens is not planned, but what else is wrong with its prompts is noted.
+            self._plans[prompt, metric] = plan if (metric is None) == (asked.loss_fn_config is None) else None
             self._findings.count += findings.count
         return self._plans[prompt, metric]
+
+    def _about(self, path: str, metric_path: str = "") -> Findings:
+        """The findings about the run of the prompt at *path*."""
+        shared = {name: name for name in ("model", "autoencoders", "ablation_specs")}
+        moved = {"prompt": path, "loss_fn_config": metric_path, **shared}
+        return self._findings.about(SourceMap(root=path, moved=moved))
+
+    def _by_ids(self, metric: LossFnConfig, findings: Findings) -> LossFnConfig | None:
+        """*metric* by the ids of its tokens, which are looked up once for all prompts; None if they are none."""
+        if metric not in self._metrics:
+            try:
+                model = self._registry.model_entry(self._request.model or "")
+            except DstError:
+                return metric  # planning says so
+            self._metrics[metric] = by_ids(metric, findings, model.tokenizer(), model.dimensions.vocab_size)
+        return self._metrics[metric]
+
+    def _check_metrics(self) -> bool:
+        """Whether the metrics name no more tokens than they may; notes it if they do."""
+        metrics = [pair.loss_fn_config or self._request.loss_fn_config for pair in self._request.pairs]
+        n_tokens = sum(one.n_tokens for one in metrics if one is not None)
+        problem = f"name {n_tokens} tokens in their metrics, and may name {MAX_METRIC_TOKENS} together"
+        self._findings.check(n_tokens <= MAX_METRIC_TOKENS, "pairs", problem)
+        return n_tokens <= MAX_METRIC_TOKENS
+
+    def _check_ablations(self, prompts: Sequence[tuple[Tokens, str]]) -> None:
+        """Note ablations that do not fit the shortest of *prompts*, with their paths, or of those before."""
+        if self._ablated is None or not prompts:
+            return
+        tokens, path = min(prompts, key=lambda one: len(one[0]))
+        if len(tokens) < self._ablated:
+            self._ablate(DeriveRequest(prompt=Prompt(token_ids=tokens), model=self._request.model), path)
+
+    def _with_ablations(self, plan: Plan, path: str) -> Plan:
+        """*plan*, of the prompt at *path*, with the ablations; without those if they do not fit, which is noted."""
+        return self._ablate(plan.request, path) or plan if self._ablation_specs else plan
+
+    def _ablate(self, asked: DeriveRequest, path: str) -> Plan | None:
+        """The plan of *asked*, of the prompt at *path*, with the ablations; None if they do not fit."""
+        findings = self._about(path)
+        asked = replace(asked, ablation_specs=self._ablation_specs, autoencoders=self._request.autoencoders)
+        plan = plan_run(asked, self._registry, findings)
+        self._ablated = 0 if plan is None else len(plan.token_ids)
+        self._findings.count += findings.count
+        return plan
 
     def _check_lengths(self, clean: Plan, corrupt: Plan, path: str) -> None:
         n_clean, n_corrupt = len(clean.token_ids), len(corrupt.token_ids)

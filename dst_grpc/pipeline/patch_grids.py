@@ -45,10 +45,22 @@ MAX_CELLS = 100_000
 """Cells of a request."""
 
 
-def check_cell_count(count: int, path: str, findings: Findings) -> bool:
-    """Whether a grid, or a request, of so many cells may be asked for; notes it if not."""
-    findings.check(count <= MAX_CELLS, path, f"asks for {count} cells, and may for {MAX_CELLS}")
-    return count <= MAX_CELLS
+@dataclass(slots=True)
+class CellCount:
+    """Counts the cells of a request, grid by grid, before they are made: a few bytes ask for any number."""
+
+    findings: Findings
+    """Collects what is wrong."""
+    count: int = 0
+    """Cells so far."""
+
+    def add(self, count: int, path: str) -> bool:
+        """Count those of the grid at *path*; whether they may be made, or, noted, are too many."""
+        self.count += count
+        together = "" if self.count == count else f", with those before {self.count}"
+        problem = f"asks for {count} cells{together}, and may for {MAX_CELLS}"
+        self.findings.check(self.count <= MAX_CELLS, path, problem)
+        return self.count <= MAX_CELLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +76,15 @@ class NodeCells:
 class NodeGrids:
     """Makes grids of nodes of a model, and notes what it does not have."""
 
-    def __init__(self, planned: PlannedPairs, alternative: Alternative, findings: Findings) -> None:
+    def __init__(self, planned: PlannedPairs, alternative: Alternative, cells: CellCount) -> None:
         """Make no grid yet.
 
         Args:
             planned: the pairs.
             alternative: what takes the place of nodes.
-            findings: collects what is wrong.
+            cells: counts the cells; its findings collect what is wrong.
         """
-        self._planned, self._alternative, self._findings = planned, alternative, findings
+        self._planned, self._alternative, self._cells, self._findings = planned, alternative, cells, cells.findings
         self._plan, self._lengths = planned.plan, [len(pair.base) for pair in planned.pairs]
 
     def made(self, grid: PatchGrid, path: str) -> NodeCells | None:
@@ -87,7 +99,7 @@ class NodeGrids:
         if self._findings.count > before:
             return None
         axes = [axis for axis in (layers, entries, None if grid.all_positions else positions) if axis is not None]
-        if not check_cell_count(math.prod(len(axis.labels) for axis in axes), path, self._findings):
+        if not self._cells.add(math.prod(len(axis.labels) for axis in axes), path):
             return None
         changes = tuple(
             self._change(grid, location, layer, entry, position)
@@ -177,6 +189,7 @@ class NodeGrids:
         position: int | None,
     ) -> Intervention:
         """What one cell changes."""
+        self._findings.check_wanted()
         tokens: AxisSelection = position
         if position is None and grid.positions:
             tokens = PositionList(positions=grid.positions)

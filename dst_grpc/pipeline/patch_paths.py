@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dst_grpc.domain.graph_nodes import Edge, Reader, Source
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
-from dst_grpc.pipeline.patch_grids import check_cell_count
+from dst_grpc.pipeline.patch_grids import MAX_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from dst_grpc.causal.graph import Graph
     from dst_grpc.domain.patch import EdgeList, PathGrid
     from dst_grpc.pipeline.findings import Findings
+    from dst_grpc.pipeline.patch_grids import CellCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,11 @@ class PathCells:
         return self.info.kind is PatchGridKind.PATHS_THROUGH_MLPS
 
 
-def edge_cells(edges: EdgeList, graph: Graph, findings: Findings) -> PathCells:
-    """The cells of a list of edges; notes those that the model does not have."""
+def edge_cells(edges: EdgeList, graph: Graph, count: CellCount) -> PathCells | None:
+    """The cells of a list of edges; notes those that the model does not have. None if they are too many."""
+    findings = count.findings
+    if not count.add(len(edges.edges), "edges"):
+        return None
     named = [Edge.named(name) for name in edges.edges]
     for i, edge in enumerate(named):
         findings.check(graph.has(edge), f"edges.edges[{i}]", f"the model has no edge {edge}")
@@ -58,24 +66,23 @@ def edge_cells(edges: EdgeList, graph: Graph, findings: Findings) -> PathCells:
     return PathCells(info=info, cells=tuple(PathCell(i, edge.source, (edge.reader,)) for i, edge in enumerate(named)))
 
 
-def path_cells(grid: PathGrid, graph: Graph, path: str, findings: Findings) -> PathCells | None:
+def path_cells(grid: PathGrid, graph: Graph, path: str, count: CellCount) -> PathCells | None:
     """The cells of the grid at *path* of the request; None if something is wrong with it: nodes that the model does
     not have, or that no path begins or ends at."""
+    findings = count.findings
     before = findings.count
     senders = _senders(grid, graph, path, findings)
     receivers = _receivers(grid, graph, path, findings)
     places = len(senders) * len(receivers)
-    if findings.count > before or not check_cell_count(places, path, findings):
+    findings.check(places <= MAX_CELLS, path, f"asks for {places} cells, and may for {MAX_CELLS}")
+    if findings.count > before:
         return None
-    reached = [
-        [
-            j
-            for j, receiver in enumerate(receivers)
-            if _has_path(graph, sender, receiver, through_mlps=grid.through_mlps)
-        ]
-        for sender in senders
-    ]
-    findings.check(any(reached), path, "no path leads from any of the senders to any of the receivers")
+    has_path = _paths(graph, senders, receivers, through_mlps=grid.through_mlps)
+    n_cells = int(has_path.any(axis=1).sum() if grid.together else has_path.sum())
+    findings.check(n_cells > 0, path, "no path leads from any of the senders to any of the receivers")
+    if not count.add(n_cells, path):
+        return None
+    reached = [np.flatnonzero(row).tolist() for row in has_path]
     cells: list[PathCell] = []
     for i, (sender, own) in enumerate(zip(senders, reached, strict=True)):
         if grid.together:
@@ -134,8 +141,14 @@ def _can_receive(receiver: Reader, *, through_mlps: bool) -> bool:
     return not through_mlps or receiver.layer is None or receiver.head is not None
 
 
-def _has_path(graph: Graph, sender: Source, receiver: Reader, *, through_mlps: bool) -> bool:
-    """Whether there is a path; those through MLPs end in later layers."""
-    return graph.has(Edge(sender, receiver)) and (
-        not through_mlps or receiver.layer is None or (sender.layer is not None and receiver.layer > sender.layer)
-    )
+def _paths(
+    graph: Graph, senders: Sequence[Source], receivers: Sequence[Reader], *, through_mlps: bool
+) -> npt.NDArray[np.bool_]:
+    """Whether there is a path from each of *senders* to each of *receivers*; those through MLPs end in later layers."""
+    rows, columns = map(graph.index_of_source, senders), map(graph.index_of_reader, receivers)
+    has_edge = graph.mask[np.ix_(list(rows), list(columns))]
+    if not through_mlps:
+        return has_edge
+    begins = [graph.n_layers if one.layer is None else one.layer for one in senders]
+    ends = [graph.n_layers if one.layer is None else one.layer for one in receivers]
+    return has_edge & (np.array(ends) > np.array(begins)[:, None])

@@ -13,12 +13,13 @@ from dst_grpc.domain.pairs import SOURCE
 from dst_grpc.domain.patch import MEAN, PatchRequest
 from dst_grpc.domain.patch_answers import PatchAxis, PatchGridInfo, PatchGridKind
 from dst_grpc.domain.requests import DeriveRequest, Prompt, SourceRun
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import require
 from dst_grpc.pipeline.cost import parameters_of_blocks
 from dst_grpc.pipeline.findings import Findings, SourceMap
 from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.pair_planner import BLOCK_TOKENS, PairPlanner, PairsPlan
-from dst_grpc.pipeline.patch_grids import NodeGrids, check_cell_count
+from dst_grpc.pipeline.patch_grids import CellCount, NodeGrids
 from dst_grpc.pipeline.patch_paths import edge_cells, path_cells
 from dst_grpc.pipeline.planner import plan_run
 from dst_grpc.pipeline.sizes import BYTES_OF_FLOAT32, Sizes, most_latents
@@ -36,10 +37,15 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.patch_paths import PathCells
     from dst_grpc.pipeline.plan import Plan
 
+    Changes = Sequence[tuple[tuple[Intervention, ...], list[tuple[int, int]]]]
+    """What cells change, each set of changes once, and the grids and cells that have it."""
+
 MAX_RUNS = 2_000_000
 """Changed runs of a request: its cells, for each pair."""
 MAX_LOGITS = 1 << 28
 """Logits of an answer."""
+MAX_PLANNED_CELLS = 10_000
+"""A request's own cells, for each length that its prompts have: each is planned for each length."""
 _BLOCK_RUNS = 50_000
 """Changed runs of the pairs that are recorded together, unless a single pair has more."""
 _CELL_BYTES = 1500
@@ -73,9 +79,19 @@ class PatchPlan(PairsPlan[PatchRequest]):
             found.append(PatchGridInfo(kind=PatchGridKind.INTERVENTIONS, axes=axes, cell_count=len(labels)))
         return tuple(found)
 
-    def changes(self, n_tokens: int) -> list[tuple[tuple[Intervention, ...], list[tuple[int, int]]]]:
-        """What cells change in prompts of *n_tokens*, each set of changes once, and the grids and cells that have
-        it."""
+    def changes(self, n_tokens: int) -> Changes:
+        """What cells change in prompts of *n_tokens*."""
+        if n_tokens not in self._latest:
+            self._latest.clear()
+            self._latest[n_tokens] = self._changed(n_tokens)
+        return self._latest[n_tokens]
+
+    @cached_property
+    def _latest(self) -> dict[int, Changes]:
+        """The changes of the length that was asked for last: of many cells they take a second to find."""
+        return {}
+
+    def _changed(self, n_tokens: int) -> Changes:
         found: dict[object, tuple[tuple[Intervention, ...], list[tuple[int, int]]]] = {}
 
         def add(interventions: tuple[Intervention, ...], grid: int, cell: int) -> None:
@@ -124,7 +140,7 @@ class PatchPlan(PairsPlan[PatchRequest]):
         )
         return max(min(most), 1)
 
-    @property
+    @cached_property
     def peak_bytes(self) -> int:
         """Estimated memory, without weights: what is recorded of a block of pairs, a pass, and the answer's means."""
         d, n_tokens = self.plan.model.dimensions, self.longest
@@ -160,11 +176,17 @@ class PatchPlan(PairsPlan[PatchRequest]):
         of_reference = sum(map(len, self.reference)) * d.n_layers * block
         return per_pair * len(self.pairs) + of_reference
 
-    @property
+    @cached_property
     def n_steps(self) -> int:
         """About how many passes there are."""
         n_runs = len(self.pairs) * self.cell_count
         return n_runs * self.longest // (2 * BATCH_TOKENS) + sum(2 for _ in self.blocks())
+
+    @cached_property
+    def tensor_handles(self) -> Sequence[str]:
+        """Handles that cells name."""
+        plans = (plan for plans in self.cells.values() for plan in plans)
+        return tuple(dict.fromkeys(handle for plan in plans for handle in plan.tensor_handles))
 
     def with_tensors(self, tensors: TensorSource | None) -> PatchPlan:
         """The same plan with the tensors that cells name by a handle.
@@ -177,20 +199,23 @@ class PatchPlan(PairsPlan[PatchRequest]):
         return replace(self, cells={n: with_tensors(plans, tensors, roots) for n, plans in self.cells.items()})
 
 
-def plan_patch(request: PatchRequest, registry: Registry, known: Violations | None = None) -> PatchPlan:
+def plan_patch(
+    request: PatchRequest, registry: Registry, known: Violations | None = None, *, check: Check = never_cancelled
+) -> PatchPlan:
     """Plan *request*.
 
     Args:
         request: the request.
         registry: the models and autoencoders that can be loaded.
         known: violations found by reading the request's message, as for `make_plan`.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that a model or another field rules out, of all prompts, and those of
             *known*.
         NotFound: for an unknown model or autoencoder.
     """
-    return _PatchPlanner(request, registry, Findings.after(known)).plan()
+    return _PatchPlanner(request, registry, Findings.after(known, check_wanted=check)).plan()
 
 
 class _PatchPlanner:
@@ -209,20 +234,21 @@ class _PatchPlanner:
         first, pairs = planned.plan, planned.pairs
         reference = planner.reference(request, planned)
         graph = Graph.of(first.model.dimensions, first.model.architecture)
-        node_grids = NodeGrids(planned, request.alternative, findings)
+        count = CellCount(findings)
+        node_grids = NodeGrids(planned, request.alternative, count)
         nodes = [
             node_grids.made(grid, f"grids[{i}]")
             for i, grid in enumerate(request.grids)
             if not findings.holds_stand_in(f"grids[{i}]")
         ]
         paths = [
-            path_cells(grid, graph, f"paths[{i}]", findings)
+            path_cells(grid, graph, f"paths[{i}]", count)
             for i, grid in enumerate(request.paths)
             if not findings.holds_stand_in(f"paths[{i}]")
         ]
         if request.edges is not None and not findings.holds_stand_in("edges"):
-            paths.append(edge_cells(request.edges, graph, findings))
-        cells = self._cells(pairs)
+            paths.append(edge_cells(request.edges, graph, count))
+        cells = self._cells(pairs) if request.cells and count.add(len(request.cells), "cells") else {}
         if findings.count or findings.known:
             raise findings.error()
         named = {n: tuple(map(require, plans)) for n, plans in cells.items()}
@@ -244,6 +270,14 @@ class _PatchPlanner:
     def _cells(self, pairs: Sequence[Pair]) -> dict[int, list[Plan | None]]:
         """The plans of the request's own cells, by the number of tokens of the prompt."""
         found: dict[int, list[Plan | None]] = {}
+        n_cells, n_lengths = len(self._request.cells), len({len(pair.base) for pair in pairs})
+        problem = (
+            f"holds {n_cells} cells, planned for each of {n_lengths} lengths of prompts: that may be"
+            f" {MAX_PLANNED_CELLS} in all"
+        )
+        self._findings.check(n_cells * n_lengths <= MAX_PLANNED_CELLS, "cells", problem)
+        if n_cells * n_lengths > MAX_PLANNED_CELLS:
+            return found
         for pair in pairs:
             if len(pair.base) in found:
                 continue
@@ -278,7 +312,6 @@ class _PatchPlanner:
         """Refuse more than can be answered; raises InvalidRequest."""
         findings, n_pairs = self._findings, len(plan.pairs)
         n_cells = plan.cell_count
-        check_cell_count(n_cells, "", findings)
         n_runs = n_cells * n_pairs
         problem = f"asks for {n_cells} cells of {n_pairs} pairs, {n_runs} runs, and may for {MAX_RUNS}"
         findings.check(n_runs <= MAX_RUNS, "", problem)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import AttentionTraceType, PassType
 from dst_grpc.domain.interventions import FINAL_NORM_DETACHED
+from dst_grpc.engine.cancellation import Check, never_cancelled
 from dst_grpc.errors import DstError, Reason, Violations
 from dst_grpc.pipeline.asked_scalar import AskedScalar
 from dst_grpc.pipeline.checks import check_layer, check_trace_can_run, check_trace_indices
@@ -55,6 +56,7 @@ def make_plan(
     root: str = "",
     needs_prompt: bool = False,
     store_bytes: int = 0,
+    check: Check = never_cancelled,
 ) -> Plan:
     """Plan *request*.
 
@@ -66,13 +68,14 @@ def make_plan(
         root: the path of the request in the message.
         needs_prompt: whether it is to be run, not only resolved.
         store_bytes: budget of the store that will keep its recording, and what is recorded besides; 0 = nothing is.
+        check: raises Cancelled once nobody waits for the plan.
 
     Raises:
         InvalidRequest: listing every field that the model or another field rules out, and those of *known*.
         NotFound: for an unknown model or autoencoder.
         PreconditionFailed: if a type needs an origin, autoencoder or field that the request lacks.
     """
-    findings = Findings.after(known, root)
+    findings = Findings.after(known, root, check_wanted=check)
     if needs_prompt:
         findings.check(request.prompt is not None, "prompt", "is required")
     plan = plan_run(request, registry, findings, store_bytes)

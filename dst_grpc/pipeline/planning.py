@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import LOCAL
 from dst_grpc.domain.selections import PositionList
+from dst_grpc.engine.cancellation import Cancellation, never_cancelled
 from dst_grpc.pipeline.attribute_planner import plan_attribute
 from dst_grpc.pipeline.circuit_planner import plan_circuit
 from dst_grpc.pipeline.explain_planner import plan_explain, plan_top_k
@@ -17,6 +18,7 @@ from dst_grpc.pipeline.graph_probe_planner import plan_probe
 from dst_grpc.pipeline.interventions import with_tensors
 from dst_grpc.pipeline.patch_planner import plan_patch
 from dst_grpc.pipeline.planner import make_plan, model_ref
+from dst_grpc.pipeline.stepped_plan import SteppedPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.engine.cancellation import Check
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.attribute_planner import AttributePlan
     from dst_grpc.pipeline.circuit_planner import CircuitPlan
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
     from dst_grpc.pipeline.patch_planner import PatchPlan
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.whole_graph import WholeGraph
+
+T = TypeVar("T")
+SteppedT = TypeVar("SteppedT", bound=SteppedPlan[Any])
 
 _KEPT_BYTES = 64 << 20
 _THREADS = 4
@@ -114,13 +120,23 @@ class Planning:
             if plan is not None:
                 return plan
 
-        def make() -> Plan:
-            store_bytes = self._store_bytes if records_besides else 0
-            return make_plan(request, registry, known, root=root, needs_prompt=needs_prompt, store_bytes=store_bytes)
+        def make(check: Check = never_cancelled) -> Plan:
+            return make_plan(
+                request,
+                registry,
+                known,
+                root=root,
+                needs_prompt=needs_prompt,
+                store_bytes=self._store_bytes if records_besides else 0,
+                check=check,
+            )
+
+        def prepared(check: Check) -> Plan:
+            return _prepared(make(check))
 
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
-            return await self._threads.run(_made, make)
+            return await self._made(prepared)
         question = self._found_by(caller, records_besides), request.model, request.question
         kept = self._kept.get(question)
         if kept is not None:
@@ -129,7 +145,7 @@ class Planning:
         if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request, _LONG):
             plan = make()  # cheaper than a thread
         else:
-            plan = await self._threads.run(_made, make)
+            plan = await self._made(prepared)
         if registry is self._registry:
             self._keep(question, _Kept(question[0], plan), request)
         return plan
@@ -194,48 +210,84 @@ class Planning:
 
     async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(_made_of_many, plan_top_k, request, registry, known, self._store_bytes)
+        return await self._made(partial(_made_of_many, plan_top_k, request, registry, known, self._store_bytes))
 
     async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._threads.run(_made_of_many, plan_explain, request, registry, known)
+        return await self._made(partial(_made_of_many, plan_explain, request, registry, known))
 
     async def plan_attribute(
         self, request: AttributeRequest, registry: Registry, known: Violations | None
     ) -> AttributePlan:
         """As the function of the same name."""
-        return await self._threads.run(plan_attribute, request, registry, known)
+        return await self._stepped(partial(plan_attribute, request, registry, known))
 
-    async def plan_patch(self, request: PatchRequest, registry: Registry, known: Violations | None) -> PatchPlan:
-        """As the function of the same name."""
-        return await self._threads.run(plan_patch, request, registry, known)
+    async def plan_patch(
+        self, request: PatchRequest, registry: Registry, known: Violations | None, tensors: TensorSource | None
+    ) -> PatchPlan:
+        """As the function of the same name, then `with_tensors`."""
+        return await self._stepped(partial(plan_patch, request, registry, known), tensors)
 
-    async def plan_circuit(self, request: CircuitRequest, registry: Registry, known: Violations | None) -> CircuitPlan:
-        """As the function of the same name."""
-        return await self._threads.run(plan_circuit, request, registry, known)
+    async def plan_circuit(
+        self, request: CircuitRequest, registry: Registry, known: Violations | None, tensors: TensorSource | None
+    ) -> CircuitPlan:
+        """As the function of the same name, then `with_tensors`."""
+        return await self._stepped(partial(plan_circuit, request, registry, known), tensors)
 
     async def plan_graph(
-        self, request: GraphRequest, registry: Registry, known: Violations | None, limit_bytes: int
+        self,
+        request: GraphRequest,
+        registry: Registry,
+        known: Violations | None,
+        limit_bytes: int,
+        tensors: TensorSource | None,
     ) -> GraphPlan:
-        """As the function of the same name."""
-        return await self._threads.run(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes))
+        """As the function of the same name, then `with_tensors`."""
+        return await self._stepped(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes), tensors)
 
     async def plan_probe(
         self, request: ProbeGraphRequest, graph: WholeGraph, registry: Registry, known: Violations | None
     ) -> ProbePlan:
         """As the function of the same name."""
-        return await self._threads.run(plan_probe, request, graph, registry, known)
+        return await self._stepped(partial(plan_probe, request, graph, registry, known))
+
+    async def _stepped(self, plan: Callable[..., SteppedT], tensors: TensorSource | None = None) -> SteppedT:
+        """What *plan* plans, with *tensors*."""
+        planned = await self._made(partial(_costed, plan))
+        handles = planned.tensor_handles
+        if not handles:
+            return planned
+        found = None if tensors is None else {handle: tensors.get(handle) for handle in handles}
+        return await self._threads.run(_with_tensors, planned, found)
+
+    async def _made(self, make: Callable[..., T]) -> T:
+        """What *make* makes on a thread, until whoever waits for it is gone."""
+        wanted = Cancellation()
+        try:
+            return await self._threads.run(partial(make, check=wanted.check))
+        finally:
+            wanted.cancel()
 
 
-def _made(make: Callable[[], Plan]) -> Plan:
-    return _prepared(make())
-
-
-def _made_of_many(make: Callable[..., ExplainPlan], *arguments: object) -> ExplainPlan:
-    asked = make(*arguments)
+def _made_of_many(make: Callable[..., ExplainPlan], *arguments: object, check: Check) -> ExplainPlan:
+    asked = make(*arguments, check=check)
     for plan in asked.plans:
         _prepared(plan)
     return asked
+
+
+def _costed(plan: Callable[..., SteppedT], check: Check) -> SteppedT:
+    return _with_costs(plan(check=check))
+
+
+def _with_tensors(planned: SteppedT, found: TensorSource | None) -> SteppedT:
+    return _with_costs(planned.with_tensors(found))
+
+
+def _with_costs(planned: SteppedT) -> SteppedT:
+    """*planned*, with what would take long to compute later."""
+    _ = planned.peak_bytes, planned.floating_point_operations, planned.n_steps, planned.tensor_handles
+    return planned
 
 
 def _filled(plans: Sequence[Plan], found: TensorSource, roots: Sequence[str]) -> tuple[Plan, ...]:

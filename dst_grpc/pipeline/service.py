@@ -254,12 +254,11 @@ class Pipeline:
         """Change runs cell by cell: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `plan_patch`, `PatchPlan.with_tensors`, `Executor.entered` and `Executor.run` raise, before
-                any part.
+            DstError: what `Planning.plan_patch`, `Executor.entered` and `Executor.run` raise, before any part.
         """
 
         async def plan(registry: Registry) -> PatchPlan:
-            return (await self._planning.plan_patch(request, registry, known)).with_tensors(sender.tensors)
+            return await self._planning.plan_patch(request, registry, known, sender.tensors)
 
         return self._answered(request.model or "", sender, plan, PatchAnswer, Work.PATCH_STEP)
 
@@ -269,12 +268,11 @@ class Pipeline:
         """Evaluate circuits, and find them: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `plan_circuit`, `CircuitPlan.with_tensors`, `Executor.entered` and `Executor.run` raise,
-                before any part.
+            DstError: what `Planning.plan_circuit`, `Executor.entered` and `Executor.run` raise, before any part.
         """
 
         async def plan(registry: Registry) -> CircuitPlan:
-            return (await self._planning.plan_circuit(request, registry, known)).with_tensors(sender.tensors)
+            return await self._planning.plan_circuit(request, registry, known, sender.tensors)
 
         return self._answered(request.model or "", sender, plan, CircuitAnswer, Work.CIRCUIT_STEP)
 
@@ -284,15 +282,14 @@ class Pipeline:
         """Compute the attribution graph of a prompt: every part as soon as it is ready, then a summary.
 
         Raises:
-            DstError: what `plan_graph`, `GraphPlan.with_tensors`, `Executor.entered` and `Executor.run` raise, before
+            DstError: what `Planning.plan_graph`, `Executor.entered` and `Executor.run` raise, before
                 any part; (MEMORY_BUDGET_EXCEEDED, QUOTA_EXCEEDED) before the edges are computed, if the graph turns out
                 not to fit, or not to fit what may be kept.
         """
 
         async def plan(registry: Registry) -> GraphPlan:
             limit = self._executor.memory_of(sender.caller)
-            planned = await self._planning.plan_graph(request, registry, known, limit)
-            return planned.with_tensors(sender.tensors)
+            return await self._planning.plan_graph(request, registry, known, limit, sender.tensors)
 
         answer = partial(GraphAnswer, check_room=self._graphs.check_room)
         items = self._answered(request.model or "", sender, plan, answer, Work.GRAPH_STEP)

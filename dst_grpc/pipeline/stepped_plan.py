@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Self, TypeVar
 
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
@@ -16,6 +16,7 @@ from dst_grpc.domain.patch import PatchRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.pipeline.plan import Plan
 
 R = TypeVar("R", AttributeRequest, CircuitRequest, GraphRequest, PatchRequest, ProbeGraphRequest)
@@ -52,6 +53,21 @@ class SteppedPlan(ABC, Generic[R]):
     @abstractmethod
     def n_steps(self) -> int:
         """About how many steps there are."""
+
+    @property
+    def tensor_handles(self) -> Sequence[str]:
+        """Handles of the tensors that it names."""
+        return ()
+
+    def with_tensors(self, tensors: TensorSource | None) -> Self:
+        """The same plan with those tensors; *tensors* has them, None = none are kept.
+
+        Raises:
+            InvalidRequest: if they do not fit.
+            NotFound: for an unknown handle.
+        """
+        del tensors
+        return self
 
     def digest(self, model: str, autoencoders: Sequence[str]) -> str:
         """SHA-256 of everything that determines the answer's numbers, given the handles of what was loaded for it."""

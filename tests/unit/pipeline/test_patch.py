@@ -4,6 +4,7 @@ once; blocks of pairs; what is too large."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -26,7 +27,7 @@ from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import PositionRange, TapSelection
 from dst_grpc.engine.taps import Site
 from dst_grpc.errors import InvalidRequest, require
-from dst_grpc.pipeline import patch_planner
+from dst_grpc.pipeline import patch_grids, patch_planner
 from dst_grpc.pipeline.patch_answer import PatchAnswer
 from dst_grpc.pipeline.patch_planner import PatchPlan, plan_patch
 from dst_grpc.pipeline.run import run
@@ -299,6 +300,40 @@ def test_what_is_too_large_is_refused_with_its_numbers(monkeypatch: pytest.Monke
         plan(world, nodes="resid_pre", all_logits=True)
     assert caught.value.violations[0].field == "all_logits"
     assert plan(world, nodes="resid_pre", top_logits=5).cell_count == 18
+
+
+def test_cells_that_are_too_many_together_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a hundred grids, of a hundred thousand cells each, are asked for by 100 kB."""
+    monkeypatch.setattr(patch_grids, "MAX_CELLS", 40)
+    made: Counter[str] = Counter()
+
+    def changed(self: patch_grids.NodeGrids, *arguments: Any) -> Intervention:
+        made.update(["cell"])
+        return change(self, *arguments)
+
+    change = patch_grids.NodeGrids._change
+    monkeypatch.setattr(patch_grids.NodeGrids, "_change", changed)
+    with pytest.raises(InvalidRequest) as caught:
+        plan(models.world(), nodes=["resid_pre", "resid_mid", "mlp_out", "head"], edges=["m0->logits"])
+    found = {one.field: one.description for one in caught.value.violations}
+    assert found["grids[2]"] == "asks for 18 cells, with those before 54, and may for 40"
+    assert found.keys() == {"grids[2]", "grids[3]", "edges"}
+    assert made.total() == 36
+
+
+def test_own_cells_are_planned_for_so_many_lengths_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Intervention(
+        at=TapSelection(activation_location_type=L.MLP_POST_ACT, layer_index=0, axes=(0, None)),
+        action=SetValue(scalar=0.0),
+    )
+    pairs = [make_pair(CLEAN[:n], CORRUPT[:n], target=[2]) for n in (2, 3, 3, 2)]
+    request = make_patch_request(pairs=pairs, cells=[cell] * 5)
+    monkeypatch.setattr(patch_planner, "MAX_PLANNED_CELLS", 10)
+    found = plan_patch(request, models.world().registry)
+    assert {length: len(plans) for length, plans in found.cells.items()} == {2: 5, 3: 5}
+    monkeypatch.setattr(patch_planner, "MAX_PLANNED_CELLS", 9)
+    with pytest.raises(InvalidRequest, match="cells: holds 5 cells, planned for each of 2 lengths of prompts"):
+        plan_patch(request, models.world().registry)
 
 
 def test_more_cells_are_estimated_to_cost_more() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import tracemalloc
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dst_grpc.client import make_patch_request
 from dst_grpc.contexts import ContextCache, Registry
 from dst_grpc.contexts.entries import AutoencoderEntry
 from dst_grpc.contexts.loading import FileLoader
@@ -25,8 +26,9 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType as T
 from dst_grpc.domain.selections import TapSelection
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import Cancelled, InvalidRequest
 from dst_grpc.pipeline import planning
+from dst_grpc.pipeline.patch_planner import PatchPlan
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.service import Pipeline
@@ -163,6 +165,55 @@ async def test_a_long_text_is_planned_off_the_loop_and_refused(
         with pytest.raises(InvalidRequest):
             await everything(pipeline.derive(request))
         assert planners.pop().startswith("dst-plan")
+
+
+@pytest.mark.parametrize("kind", ["Derive", "Patch"])
+async def test_planning_ends_when_its_caller_is_gone(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    began, gate, ended = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop, raised = asyncio.get_running_loop(), []
+
+    def slow(*_arguments: Any, check: Callable[[], None], **_options: Any) -> Plan:
+        loop.call_soon_threadsafe(began.set)
+        assert gate.wait(30)
+        try:
+            check()
+        except Cancelled as error:
+            raised.append(error)
+            raise
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+        raise AssertionError
+
+    monkeypatch.setattr(planning, "make_plan" if kind == "Derive" else "plan_patch", slow)
+    patching = make_patch_request([1], [2], target=[3], nodes="resid_pre")
+    steps: AsyncGenerator[Any, None] = pipeline.derive(plain()) if kind == "Derive" else pipeline.patch(patching)
+    waiting = asyncio.create_task(everything(steps))
+    await began.wait()
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+    gate.set()
+    await ended.wait()
+    assert raised
+
+
+async def test_what_a_request_costs_is_counted_off_the_loop(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else 1 kB, which asks for 100,000 cells, keeps the event loop for a second and a half."""
+    threads: list[str] = []
+    changes = PatchPlan.changes
+
+    def noted(self: PatchPlan, n_tokens: int) -> Any:
+        threads.append(threading.current_thread().name)
+        return changes(self, n_tokens)
+
+    monkeypatch.setattr(PatchPlan, "changes", noted)
+    await everything(pipeline.patch(make_patch_request([1], [2], target=[3], nodes="resid_pre")))
+    assert threads[0].startswith("dst-plan")
+    assert threading.current_thread().name not in threads
 
 
 def aiming_at(first: int, n_targets: int) -> DeriveRequest:
