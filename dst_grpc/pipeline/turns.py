@@ -56,7 +56,7 @@ def weight_of(ticket: Ticket) -> float:
 class Flow:
     """The waiting jobs of one caller and class, and what it may still use of the device in its turn.
 
-    Steps of answers that have begun, and then passes of requests that have, go before other passes, as they hold memory:
+    Steps of answers that have begun, and then passes of requests that have, go before others, as they hold memory:
     what waits for it must not be ahead of them.
     """
 

@@ -94,7 +94,7 @@ def test_the_plans_of_one_request_take_its_memory_once() -> None:
 
 
 def test_the_other_passes_of_a_request_that_has_begun_go_before_who_waits_for_its_memory() -> None:
-    """Of a queue those run together that are of a length, also if they are not next: it may be the last of a request."""
+    """Of a queue those run together that are of a length, also if not next: it may be the last of a request."""
     device = Device(max_run_bytes=100)
     first = device.add("one", group="g", n_tokens=20)
     large = with_bytes(device, "one", 100)
