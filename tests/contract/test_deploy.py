@@ -164,6 +164,16 @@ def test_alerts_know_the_pods_by_the_job_of_their_monitor() -> None:
     assert {*jobs} == {scrape["job_name"]}
 
 
+def test_what_is_of_the_namespace_says_so() -> None:
+    """In an overlay that sets none, the namespace of base is not given to what components bring."""
+    manifests = {path for file in KUSTOMIZATIONS for path in resolved(file) if path.suffix == ".yaml"}
+    found = {path: loaded(path) for path in sorted(manifests)}
+    assert len(found) > 9
+    for path, content in found.items():
+        of_none = content["kind"] == "Namespace"
+        assert content["metadata"].get("namespace") == (None if of_none else "dst-grpc"), path
+
+
 def test_what_scales_pods_alone_says_how_many() -> None:
     (patch,) = loaded(KUBERNETES / "autoscaling" / "kustomization.yaml")["patches"]
     assert patch["target"] == {"kind": "Deployment", "name": "dst-grpc"}
