@@ -7,6 +7,7 @@ three lie in an environment of their own: argument 1 is its folder.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ KUBERNETES = DEPLOY / "kubernetes"
 KUBERNETES_VERSIONS = ("1.30", "1.36")
 """The oldest and the newest that the manifests are for."""
 OVERLAYS = ("base", "gpu")
+COMPONENTS = ("monitoring", "autoscaling")
 NOT_FOLLOWED = {
     "CKV_K8S_15": "an image of a fixed tag need not be pulled again",
     "CKV_K8S_43": "a digest is what who builds the image knows",
@@ -42,6 +44,8 @@ def commands(tools: Path, folder: Path) -> Iterator[tuple[str, Sequence[str | Pa
             done = subprocess.run([kubectl, "kustomize", KUBERNETES / overlay], capture_output=True, check=True)
             built.write_bytes(done.stdout)
             manifests.append(built)
+        # What their components bring is of kinds that Kubernetes itself does not know.
+        yield "kubectl kustomize (components)", [kubectl, "kustomize", _with_components(folder)]
     for version in KUBERNETES_VERSIONS:
         yield f"kubernetes-validate {version}", [tools / "kubernetes-validate", "--strict", "-k", version, *manifests]
     checkov: list[str | Path] = [
@@ -60,6 +64,16 @@ def commands(tools: Path, folder: Path) -> Iterator[tuple[str, Sequence[str | Pa
         for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
             given = [f"--file={DEPLOY / file}" for file in files]
             yield f"docker compose ({', '.join(files)})", [docker, "compose", *given, "config", "--quiet"]
+
+
+def _with_components(folder: Path) -> Path:
+    """A kustomization of the base with all components."""
+    overlay = folder / "components"
+    overlay.mkdir()
+    places = {name: os.path.relpath(KUBERNETES / name, overlay) for name in ("base", *COMPONENTS)}
+    text = f"resources: [{places['base']}]\ncomponents: [{', '.join(places[name] for name in COMPONENTS)}]\n"
+    (overlay / "kustomization.yaml").write_text(text, encoding="utf-8")
+    return overlay
 
 
 def _unit(folder: Path) -> Path:

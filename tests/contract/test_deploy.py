@@ -13,6 +13,7 @@ import yaml
 
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.settings_sources import load_settings
+from scripts.prometheus_rule import MANIFEST, manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -162,6 +163,12 @@ def test_alerts_know_the_pods_by_the_job_of_their_monitor() -> None:
     assert LABELS[monitor["jobLabel"]] == scrape["job_name"]
     jobs = re.findall(r'job="([^"]*)"', (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
     assert {*jobs} == {scrape["job_name"]}
+
+
+def test_the_operator_is_given_the_alerts_that_there_are() -> None:
+    written = MANIFEST.read_text(encoding="utf-8")
+    assert written == manifest(), "python -m scripts.prometheus_rule makes it again"
+    assert loaded(MANIFEST)["spec"] == loaded(DEPLOY / "prometheus" / "alerts.yml")
 
 
 def test_what_is_of_the_namespace_says_so() -> None:
