@@ -1,8 +1,8 @@
 """`make gpu-check`: what only a GPU can show, as one table, within eight minutes. Needs no network.
 
 Parity with the reference on the device; bytes of weights and passes against the allocator; memory that runs out;
-cancelling between launches; copies through pinned memory; throughput of batches. On a CPU all of it runs too, but for
-what is about a GPU alone; there the times say nothing.
+cancelling and interrupting between launches; copies through pinned memory; throughput of batches. On a CPU all of it
+runs too, but for what is about a GPU alone; there the times say nothing.
 
 Exits with 1 if anything is wrong.
 """
@@ -24,7 +24,7 @@ from scripts.gpu_check.device import Device, served
 from scripts.gpu_check.findings import table_of
 from scripts.gpu_check.memory import out_of_memory, peaks, pinned_copies, weights
 from scripts.gpu_check.parity import parity
-from scripts.gpu_check.speed import cancelling, throughput
+from scripts.gpu_check.speed import interrupting, throughput
 
 if TYPE_CHECKING:
     from scripts.gpu_check.findings import Finding
@@ -40,7 +40,7 @@ async def _all(device: Device, folder: Path, ends: float) -> list[Finding]:
         found += [one async for one in weights(subject)]
         found += [one async for one in peaks(subject)]
         found += [one async for one in throughput(subject, ends - _FOR_THE_REST - time.monotonic())]
-        found += [one async for one in cancelling(subject)]
+        found += [one async for one in interrupting(subject)]
         found += [one async for one in out_of_memory(subject)]  # last, as it leaves the allocator in pieces
     return found
 

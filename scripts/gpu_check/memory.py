@@ -14,6 +14,7 @@ from benchmarks.deriving import derive
 from benchmarks.measure import interleaved
 from dst_grpc.domain.components import TensorElementType
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.errors import Exhausted, Reason
 from dst_grpc.pipeline.planner import make_plan
 from dst_grpc.pipeline.run import run
@@ -133,10 +134,10 @@ async def out_of_memory(served: Served) -> AsyncIterator[Finding]:
         yield _bytes("left behind by the refused one", after - before, 0, within=_ROUNDING)
 
 
-async def ask(served: Served, request: DeriveRequest) -> int:
-    """Ask, and read the whole answer; its bytes."""
+async def ask(served: Served, request: DeriveRequest, sender: Sender = HERE) -> int:
+    """Ask as *sender*, and read the whole answer; its bytes."""
     n_bytes = 0
-    async with aclosing(served.pipeline.derive(request)) as steps:
+    async with aclosing(served.pipeline.derive(request, sender=sender)) as steps:
         async for ready in steps:
             n_bytes += sum(one.values.nbytes for one in ready if hasattr(one, "values"))
     return n_bytes

@@ -1,4 +1,4 @@
-"""Time: batches of 1 to 64 prompts beside the bare passes, and how soon the device is free after a cancel."""
+"""Time: batches of 1 to 64 prompts beside the bare passes; how soon a large pass gives the device to others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import random
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks import subjects
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
+from dst_grpc.domain.sender import HERE, Sender
 from dst_grpc.errors import require
 from scripts.gpu_check.findings import Finding
 from scripts.gpu_check.memory import ask
@@ -27,8 +29,10 @@ _TOKENS = 64
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _ROUNDS = 3
 _THROUGHPUT = 0.85
-_CANCELS = 20
+_TRIALS = 20
 _LAYERS = 1.5
+_PART, _PART_OF_BACKWARD = 0.15, 0.3
+_TINY = subjects.request(1, (DerivedScalarType.ALWAYS_ONE,))
 
 
 async def throughput(served: Served, seconds: float) -> AsyncIterator[Finding]:
@@ -83,36 +87,76 @@ def _bare(decoder: Decoder, device: Device, requests: Sequence[DeriveRequest]) -
     device.wait()
 
 
-async def cancelling(served: Served) -> AsyncIterator[Finding]:
-    """From a cancel, drawn uniformly over a pass, until a request of one token is answered, less what that takes."""
-    n_tokens = 1024 if served.device.is_gpu else 256
-    types = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.LOGITS)
-    tiny = subjects.request(1, (DerivedScalarType.ALWAYS_ONE,))
-    count = 8 if served.device.is_gpu else 1
-    large = _requests(count, n_tokens, types)
+@dataclass(frozen=True)
+class _Large:
+    """A large pass, in whose midst a request of one token comes."""
 
-    def start() -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(ask(served, request)) for request in large]
+    served: Served
+    requests: Sequence[DeriveRequest]
+    n_tokens: int
+    whole: float
+    """Seconds that it takes."""
+    alone: float
+    """Seconds that the small request takes."""
 
-    await asyncio.gather(*start())
-    whole = [await _seconds_of(asyncio.gather(*start())) for _ in range(_ROUNDS)]
-    alone = statistics.median([await _seconds_of(ask(served, tiny)) for _ in range(2 * _ROUNDS)])
-    layer = statistics.median(whole) / (2 * subjects.GPT2_SMALL.n_layers)
-    chance, waits = random.Random(0), []
-    for _ in range(_CANCELS):
-        running = start()
-        await asyncio.sleep(chance.uniform(0, 0.9 * statistics.median(whole)))
-        for task in running:
-            task.cancel()
-        waits.append(max(await _seconds_of(ask(served, tiny)) - alone, 0.0) / layer)
-        await asyncio.gather(*running, return_exceptions=True)
-    p95 = sorted(waits)[int(0.95 * _CANCELS)]
+    @classmethod
+    async def of(cls, served: Served) -> _Large:
+        """One that takes the device long enough."""
+        n_tokens = 1024 if served.device.is_gpu else 256
+        types = (DerivedScalarType.MLP_ACT_TIMES_GRAD, DerivedScalarType.LOGITS)
+        large = cls(served, _requests(8 if served.device.is_gpu else 1, n_tokens, types), n_tokens, 0.0, 0.0)
+        await asyncio.gather(*large.start())
+        whole = [await _seconds_of(asyncio.gather(*large.start())) for _ in range(_ROUNDS)]
+        alone = [await _seconds_of(ask(served, _TINY)) for _ in range(2 * _ROUNDS)]
+        return replace(large, whole=statistics.median(whole), alone=statistics.median(alone))
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"{len(self.requests)} x {self.n_tokens} tokens"
+
+    def start(self) -> list[asyncio.Task[int]]:
+        """Ask for it."""
+        return [asyncio.create_task(ask(self.served, request)) for request in self.requests]
+
+    async def waits(self, sender: Sender = HERE, *, cancels: bool) -> list[float]:
+        """Seconds that small requests of *sender*, at times drawn uniformly over the pass, take longer than alone."""
+        chance, waits = random.Random(0), []
+        for _ in range(_TRIALS):
+            running = self.start()
+            await asyncio.sleep(chance.uniform(0, 0.9 * self.whole))
+            if cancels:
+                for task in running:
+                    task.cancel()
+            waits.append(max(await _seconds_of(ask(self.served, _TINY, sender)) - self.alone, 0.0))
+            await asyncio.gather(*running, return_exceptions=True)
+        return sorted(waits)
+
+
+async def interrupting(served: Served) -> AsyncIterator[Finding]:
+    """How long a cancelled pass keeps the device from the next request, and a running one from another caller's.
+
+    Torch runs the backward pass of a GPU on a thread of its own, where nothing interrupts it: a pass in three parts, of
+    which the last two are backward, then keeps a request for 2/3 x 1/3 of itself on average.
+    """
+    large = await _Large.of(served)
+    layer = large.whole / (2 * subjects.GPT2_SMALL.n_layers)
+    p95 = (await large.waits(cancels=True))[int(0.95 * _TRIALS)] / layer
     yield Finding(
         check="cancel",
-        what=f"{_CANCELS} cancels of {count} x {n_tokens} tokens: wait of the next request, p95",
+        what=f"{_TRIALS} cancels of {large.name}: wait of the next request, p95",
         got=f"{p95:.2f} layers of {layer * 1e3:.1f} ms",
         wanted=f"<= {_LAYERS}",
         is_right=p95 <= _LAYERS,
+    )
+    mean = statistics.mean(await large.waits(Sender(caller=Caller(name="another")), cancels=False)) / large.whole
+    wanted = _PART_OF_BACKWARD if served.device.is_gpu else _PART
+    yield Finding(
+        check="interrupt",
+        what=f"{_TRIALS} requests of another caller beside {large.name}: wait, mean",
+        got=f"{mean:.2f} of the pass",
+        wanted=f"<= {wanted}",
+        is_right=mean <= wanted,
     )
 
 
