@@ -6,15 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import TensorEncoding
-from dst_grpc.wire.tensors import MAX_AXES
+from dst_grpc.wire.tensors import is_beyond_any
 
 if TYPE_CHECKING:
     from dst_grpc._gen.dst.v1 import inference_pb2
     from dst_grpc.domain.results import AnswerHeader, TensorInfo
     from dst_grpc.errors import Violations
-
-MAX_ELEMENTS = 2**62
-"""More elements than any tensor has, dense or sparse, so that arithmetic on positions cannot overflow."""
 
 
 def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, problems: Violations) -> None:
@@ -26,12 +23,10 @@ def check_tensor_info(message: inference_pb2.TensorInfo, info: TensorInfo, probl
         problems.add("nonzero_count", f"must be {'present' if is_sparse else 'absent'} for {info.encoding}")
         return
     shape = info.shape
-    count = math.prod(shape)
-    # A size of 0 makes a tensor empty however large its other axes are; those are bounded too.
-    bound = count or math.prod(size or 1 for size in shape[: MAX_AXES + 1])
-    if len(shape) > MAX_AXES or bound > MAX_ELEMENTS:
+    if is_beyond_any(shape):
         problems.add("axes", f"describe {len(shape)} axes of more elements than any tensor has")
         return
+    count = math.prod(shape)
     if info.nonzero_count is not None and info.nonzero_count > count:
         problems.add("nonzero_count", f"is {info.nonzero_count} of only {count} elements")
     if message.byte_length != info.byte_length:

@@ -14,7 +14,7 @@ from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.wire.durations import duration_to_wire, is_valid_duration, seconds_from_wire, time_from_wire, time_to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.errors import error_from_status, error_to_status
-from dst_grpc.wire.tensors import MAX_AXES, Array, stored_as, widened
+from dst_grpc.wire.tensors import MAX_AXES, Array, is_beyond_any, stored_as, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -124,7 +124,7 @@ def array(*dimensions: Dimension) -> Kind:
             problems.add("axes", f"must be at most {MAX_AXES}, not {len(shape)}")
         elif len(message.data) != expected:
             problems.add("data", f"has {len(message.data)} bytes, but the axes make it {expected}")
-        elif not expected and any(size > np.iinfo(np.int32).max for size in shape):
+        elif is_beyond_any(shape):
             problems.add("axes", "are too long for a tensor without elements")
         if problems.count > before:
             return BAD

@@ -6,6 +6,8 @@ them into chunks.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +30,16 @@ _STORED_AS: dict[TensorElementType, np.dtype[Any]] = {
 _COORDINATES = np.dtype("<u4")
 MAX_AXES = 16
 """More axes than any derived scalar has."""
+_MAX_ELEMENTS = 2**59
+"""More elements than any tensor has, dense or sparse, so that arithmetic on positions and bytes cannot overflow."""
+
+
+def is_beyond_any(shape: Sequence[int]) -> bool:
+    """Whether no tensor has as many axes as *shape*, or as many elements.
+
+    A size of 0 makes a tensor empty however large its other axes are; numpy bounds those too, and so does this.
+    """
+    return len(shape) > MAX_AXES or math.prod(size or 1 for size in shape) > _MAX_ELEMENTS
 
 
 def stored_as(element_type: TensorElementType) -> np.dtype[Any]:

@@ -23,6 +23,7 @@ from dst_grpc._gen.dst.v1 import (
     index_pb2,
     inference_pb2,
     intervention_pb2,
+    tensor_pb2,
     trace_pb2,
 )
 from dst_grpc._gen.dst.v1.resolution_pb2 import ResolveRequest as ResolveRequestMessage
@@ -383,12 +384,21 @@ def test_an_enum_converts_both_ways_and_says_what_is_wrong() -> None:
     assert codec.complaint(0) == "is required: one of PASS_TYPE_FORWARD, PASS_TYPE_BACKWARD"
 
 
-@pytest.mark.parametrize("sizes", [(0, 2**62), (2**40, 0), (2**63, 2), (3, 2), (2, 2, 2), ()])
+@pytest.mark.parametrize("sizes", [(0, 2**62), (2**60, 0), (0, 2**31, 2**30), (2**63, 2), (3, 2), (2, 2, 2), ()])
 def test_a_sum_whose_axes_do_not_fit_its_bytes_is_data_loss(sizes: tuple[int, ...]) -> None:
     dimensions = [1, 2, 2]  # tokens, and tokens attended to
     axes = [{"dimension": d, "size": size} for d, size in zip(dimensions, sizes, strict=False)]
     message = ParseDict({"dst": 1, "values": {"element_type": 1, "axes": axes}}, explain_pb2.ScalarSum())
     assert isinstance(outcome(lambda: read_answer(ScalarSum, message)), DataLoss)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2**31 - 1, 2**31 - 1, 0), (0, 2**31, 2**30), (0, 2**62), (2**60, 0), (1,) * 16 + (0,)]
+)
+def test_a_tensor_without_elements_is_refused_however_long_its_other_axes_are(sizes: tuple[int, ...]) -> None:
+    message = intervention_pb2.Intervention(at={"activation_location_type": 1})
+    message.add.vector.tensor.axes.extend(tensor_pb2.Axis(size=size) for size in sizes)
+    assert set(violations(Intervention, message)) == {"add.vector.tensor.axes"}
 
 
 # Stand-ins

@@ -267,6 +267,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"sizes": [2**60, 4]},
     {"sizes": [2**58, 4], "byte_length": 2**62},
     {"sizes": [2**63, 0], "byte_length": 0},
+    {"sizes": [2**31, 2**30, 0], "byte_length": 0},
     {"sizes": [1] * 40, "byte_length": 4},
     {"nonzero_count": 3},
     {"encoding": 2},
