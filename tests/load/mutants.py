@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Seeds = Mapping[str, Sequence[Message]]
     """Requests by the names of their types."""
 
-_LARGE = (0, 1, 2, 5, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
+_LARGE = (0, 1, 2, 5, 17, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
+"""Of these 17 is more than a tiny model has of anything; as a number of steps it is little work."""
 _TEXTS = (
     *("", "a", " Mary", "\0", "\u4e00" * 40, "x" * 300, "../..", "source"),
     *("tiny", "other", "embedded", "tiny@x", "tiny/mlp_post_act", "tiny/resid_delta_mlp", "tiny/mlp_transcoders"),
