@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -221,6 +221,10 @@ class FakePipeline:
         self.grants = Grants()
         self.observers: list[OnWork] = []
         """Those who want to know what devices do."""
+
+    def waiting(self, caller: Caller, request_bytes: int) -> AbstractContextManager[object]:
+        del caller, request_bytes
+        return nullcontext()
 
     async def derive(
         self,

@@ -127,6 +127,25 @@ class Door:
             Unavailable: (DRAINING) once closed.
         """
         self.check(caller.name, request_bytes)
+        with self._inside(caller, urgency, request_bytes, timeline) as ticket:
+            yield ticket
+
+    @contextmanager
+    def waiting(self, caller: Caller, request_bytes: int) -> Iterator[None]:
+        """Count a request that waits for something else than a device, such as to be read, for the time of the block.
+
+        Raises:
+            Exhausted: (QUEUE_FULL) if too many wait.
+            Unavailable: (DRAINING) once closed.
+        """
+        self._check_room(caller.name, request_bytes)
+        with self._inside(caller, WHENEVER, request_bytes, None):
+            yield
+
+    @contextmanager
+    def _inside(
+        self, caller: Caller, urgency: Urgency, request_bytes: int, timeline: Timeline | None
+    ) -> Iterator[Ticket]:
         grant = self._grant_of(caller.name)
         ticket = Ticket(caller, urgency, grant, request_bytes=request_bytes, timeline=timeline, on_start=self._leave)
         self._count(ticket, 1)
@@ -154,6 +173,10 @@ class Door:
 
     def check(self, caller: str, request_bytes: int) -> None:
         """Raise what `entered` does, unless a request may come in."""
+        self._check_room(caller, request_bytes)
+        self.quotas.check(caller)
+
+    def _check_room(self, caller: str, request_bytes: int) -> None:
         if self._is_closed:
             raise Unavailable("the server is stopping", reason=Reason.DRAINING)
         bounds = self._bounds
@@ -167,7 +190,6 @@ class Door:
             raise _full("bytes of the caller's requests", "max_queued_bytes_per_caller", largest)
         if self._n_bytes and self._n_bytes + request_bytes > bounds.max_bytes:
             raise _full("bytes of requests", "max_queued_bytes", bounds.max_bytes)
-        self.quotas.check(caller)
 
 
 def _full(what: str, name: str, limit: int) -> Exhausted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -108,6 +108,10 @@ class Executor:
                 ticket.timeline.model, ticket.timeline.device = model.name, model.device
                 self._device(model.device).scheduler.check(ticket)
             yield ticket
+
+    def waiting(self, caller: Caller, request_bytes: int) -> AbstractContextManager[None]:
+        """As `Door.waiting`."""
+        return self._door.waiting(caller, request_bytes)
 
     async def run(
         self,

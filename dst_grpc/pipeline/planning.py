@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest
+    from dst_grpc.domain.sender import Sender
     from dst_grpc.engine.cancellation import Check
     from dst_grpc.errors import Violations
     from dst_grpc.pipeline.attribute_planner import AttributePlan
@@ -136,7 +137,7 @@ class Planning:
 
         is_refused = (known is not None and known.fields) or (needs_prompt and request.prompt is None)
         if is_refused or _is_long(request, _VERY_LONG) or _names_files(request) or _brings_numbers(request):
-            return await self._made(prepared)
+            return await self._made(prepared, caller)
         question = self._found_by(caller, records_besides), request.model, request.question
         kept = self._kept.get(question)
         if kept is not None:
@@ -145,7 +146,7 @@ class Planning:
         if registry.model_entry(model_ref(request)).has_quick_tokenizer and not _is_long(request, _LONG):
             plan = make()  # cheaper than a thread
         else:
-            plan = await self._made(prepared)
+            plan = await self._made(prepared, caller)
         if registry is self._registry:
             self._keep(question, _Kept(question[0], plan), request)
         return plan
@@ -196,43 +197,47 @@ class Planning:
         for request in kept.requests:
             del self._of_request[kept.found_by, id(request)]
 
-    async def with_tensors(
-        self, plans: Sequence[Plan], source: TensorSource | None, roots: Sequence[str]
-    ) -> tuple[Plan, ...]:
+    async def with_tensors(self, plans: Sequence[Plan], sender: Sender, roots: Sequence[str]) -> tuple[Plan, ...]:
         """As the function of the same name."""
+        source = sender.tensors
         handles = dict.fromkeys(handle for plan in plans for handle in plan.tensor_handles)
         if not handles:
             return tuple(plans)
         if source is None or not any(_is_long(plan.request, _LONG) for plan in plans):
             return with_tensors(plans, source, roots)
         found = {handle: source.get(handle) for handle in handles}
-        return await self._threads.run(_filled, plans, found, roots)
+        return await self._threads.run(_filled, plans, found, roots, caller=sender.caller.name)
 
-    async def plan_top_k(self, request: TopKRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
+    async def plan_top_k(
+        self, request: TopKRequest, registry: Registry, known: Violations | None, caller: Caller
+    ) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._made(partial(_made_of_many, plan_top_k, request, registry, known, self._store_bytes))
+        make = partial(_made_of_many, plan_top_k, request, registry, known, self._store_bytes)
+        return await self._made(make, caller)
 
-    async def plan_explain(self, request: ExplainRequest, registry: Registry, known: Violations | None) -> ExplainPlan:
+    async def plan_explain(
+        self, request: ExplainRequest, registry: Registry, known: Violations | None, caller: Caller
+    ) -> ExplainPlan:
         """As the function of the same name."""
-        return await self._made(partial(_made_of_many, plan_explain, request, registry, known))
+        return await self._made(partial(_made_of_many, plan_explain, request, registry, known), caller)
 
     async def plan_attribute(
-        self, request: AttributeRequest, registry: Registry, known: Violations | None
+        self, request: AttributeRequest, registry: Registry, known: Violations | None, caller: Caller
     ) -> AttributePlan:
         """As the function of the same name."""
-        return await self._stepped(partial(plan_attribute, request, registry, known))
+        return await self._made(partial(_costed, partial(plan_attribute, request, registry, known)), caller)
 
     async def plan_patch(
-        self, request: PatchRequest, registry: Registry, known: Violations | None, tensors: TensorSource | None
+        self, request: PatchRequest, registry: Registry, known: Violations | None, sender: Sender
     ) -> PatchPlan:
         """As the function of the same name, then `with_tensors`."""
-        return await self._stepped(partial(plan_patch, request, registry, known), tensors)
+        return await self._stepped(partial(plan_patch, request, registry, known), sender)
 
     async def plan_circuit(
-        self, request: CircuitRequest, registry: Registry, known: Violations | None, tensors: TensorSource | None
+        self, request: CircuitRequest, registry: Registry, known: Violations | None, sender: Sender
     ) -> CircuitPlan:
         """As the function of the same name, then `with_tensors`."""
-        return await self._stepped(partial(plan_circuit, request, registry, known), tensors)
+        return await self._stepped(partial(plan_circuit, request, registry, known), sender)
 
     async def plan_graph(
         self,
@@ -240,31 +245,36 @@ class Planning:
         registry: Registry,
         known: Violations | None,
         limit_bytes: int,
-        tensors: TensorSource | None,
+        sender: Sender,
     ) -> GraphPlan:
         """As the function of the same name, then `with_tensors`."""
-        return await self._stepped(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes), tensors)
+        return await self._stepped(partial(plan_graph, request, registry, known, limit_bytes=limit_bytes), sender)
 
     async def plan_probe(
-        self, request: ProbeGraphRequest, graph: WholeGraph, registry: Registry, known: Violations | None
+        self,
+        request: ProbeGraphRequest,
+        graph: WholeGraph,
+        registry: Registry,
+        known: Violations | None,
+        caller: Caller,
     ) -> ProbePlan:
         """As the function of the same name."""
-        return await self._stepped(partial(plan_probe, request, graph, registry, known))
+        return await self._made(partial(_costed, partial(plan_probe, request, graph, registry, known)), caller)
 
-    async def _stepped(self, plan: Callable[..., SteppedT], tensors: TensorSource | None = None) -> SteppedT:
-        """What *plan* plans, with *tensors*."""
-        planned = await self._made(partial(_costed, plan))
-        handles = planned.tensor_handles
+    async def _stepped(self, plan: Callable[..., SteppedT], sender: Sender) -> SteppedT:
+        """What *plan* plans, with the tensors of *sender*."""
+        planned = await self._made(partial(_costed, plan), sender.caller)
+        handles, tensors = planned.tensor_handles, sender.tensors
         if not handles:
             return planned
         found = None if tensors is None else {handle: tensors.get(handle) for handle in handles}
-        return await self._threads.run(_with_tensors, planned, found)
+        return await self._threads.run(_with_tensors, planned, found, caller=sender.caller.name)
 
-    async def _made(self, make: Callable[..., T]) -> T:
-        """What *make* makes on a thread, until whoever waits for it is gone."""
+    async def _made(self, make: Callable[..., T], caller: Caller) -> T:
+        """What *make* makes on a thread in the turn of *caller*, until whoever waits for it is gone."""
         wanted = Cancellation()
         try:
-            return await self._threads.run(partial(make, check=wanted.check))
+            return await self._threads.run(partial(make, check=wanted.check), caller=caller.name)
         finally:
             wanted.cancel()
 

@@ -69,7 +69,7 @@ class Resolving:
         path = join_path(root, "request")
         plan = await self._planning.plan(request.request, registry, known, root=path, caller=sender.caller)
         if plan.tensor_handles:
-            await self._planning.with_tensors([plan], sender.tensors, [path])
+            await self._planning.with_tensors([plan], sender, [path])
         _note(plan, sender)
         return plan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from dst_grpc.domain.patch import PatchRequest
     from dst_grpc.domain.patch_answers import PatchPart
     from dst_grpc.domain.readings import DeviceReading
-    from dst_grpc.domain.request_tensors import TensorSource
     from dst_grpc.domain.requests import DeriveRequest, ResolveRequest
     from dst_grpc.domain.results import AnswerHeader, MadeAnswer, RunSummary
     from dst_grpc.domain.server_info import DeviceLoad
@@ -118,6 +117,10 @@ class Pipeline:
         self._graphs = KeptGraphs(limits.kept_graph_bytes, limits.kept_graph_seconds, shared=limits.share_recordings)
         self._threads = Threads("dst-graph", at_once=_QUERIES_AT_ONCE)
 
+    def waiting(self, caller: Caller, request_bytes: int) -> AbstractContextManager[object]:
+        """As `Door.waiting`."""
+        return self._executor.waiting(caller, request_bytes)
+
     def resolve(
         self, request: ResolveRequest, known: Violations | None = None, *, root: str = "", sender: Sender = HERE
     ) -> AsyncGenerator[Validated | LoadProgress | Resolution, None]:
@@ -174,7 +177,7 @@ class Pipeline:
                 records_besides=sender.urgency.priority is Priority.INTERACTIVE,
                 caller=sender.caller,
             )
-            (plan,) = await self._planning.with_tensors([plan], sender.tensors, [root])
+            (plan,) = await self._planning.with_tensors([plan], sender, [root])
             cost = plan.cost
             answer = self._executor.run(
                 ticket,
@@ -210,7 +213,9 @@ class Pipeline:
         """
 
         async def plan(registry: Registry) -> ExplainPlan:
-            return await self._with_tensors(await self._planning.plan_top_k(request, registry, known), sender.tensors)
+            return await self._with_tensors(
+                await self._planning.plan_top_k(request, registry, known, sender.caller), sender
+            )
 
         return self._answered(
             model_ref(request.runs[0]) if request.runs else "", sender, plan, ExplanationAnswer, Work.EXPLAIN_STEP
@@ -226,13 +231,15 @@ class Pipeline:
         """
 
         async def plan(registry: Registry) -> ExplainPlan:
-            return await self._with_tensors(await self._planning.plan_explain(request, registry, known), sender.tensors)
+            return await self._with_tensors(
+                await self._planning.plan_explain(request, registry, known, sender.caller), sender
+            )
 
         return self._answered(request.model or "", sender, plan, ExplanationAnswer, Work.EXPLAIN_STEP)
 
-    async def _with_tensors(self, asked: ExplainPlan, tensors: TensorSource | None) -> ExplainPlan:
+    async def _with_tensors(self, asked: ExplainPlan, sender: Sender) -> ExplainPlan:
         roots = [f"runs[{i}]" for i in range(len(asked.plans))]
-        return replace(asked, plans=await self._planning.with_tensors(asked.plans, tensors, roots))
+        return replace(asked, plans=await self._planning.with_tensors(asked.plans, sender, roots))
 
     def attribute(
         self, request: AttributeRequest, known: Violations | None = None, *, sender: Sender = HERE
@@ -244,7 +251,7 @@ class Pipeline:
         """
 
         async def plan(registry: Registry) -> AttributePlan:
-            return await self._planning.plan_attribute(request, registry, known)
+            return await self._planning.plan_attribute(request, registry, known, sender.caller)
 
         return self._answered(request.model or "", sender, plan, AttributeAnswer, Work.ATTRIBUTE_STEP)
 
@@ -258,7 +265,7 @@ class Pipeline:
         """
 
         async def plan(registry: Registry) -> PatchPlan:
-            return await self._planning.plan_patch(request, registry, known, sender.tensors)
+            return await self._planning.plan_patch(request, registry, known, sender)
 
         return self._answered(request.model or "", sender, plan, PatchAnswer, Work.PATCH_STEP)
 
@@ -272,7 +279,7 @@ class Pipeline:
         """
 
         async def plan(registry: Registry) -> CircuitPlan:
-            return await self._planning.plan_circuit(request, registry, known, sender.tensors)
+            return await self._planning.plan_circuit(request, registry, known, sender)
 
         return self._answered(request.model or "", sender, plan, CircuitAnswer, Work.CIRCUIT_STEP)
 
@@ -289,7 +296,7 @@ class Pipeline:
 
         async def plan(registry: Registry) -> GraphPlan:
             limit = self._executor.memory_of(sender.caller)
-            return await self._planning.plan_graph(request, registry, known, limit, sender.tensors)
+            return await self._planning.plan_graph(request, registry, known, limit, sender)
 
         answer = partial(GraphAnswer, check_room=self._graphs.check_room)
         items = self._answered(request.model or "", sender, plan, answer, Work.GRAPH_STEP)
@@ -316,7 +323,7 @@ class Pipeline:
             if known is not None and "graph" in known.fields:
                 known.raise_if_any()
             graph = self._kept_graph(request.graph, sender)
-            yield await self._threads.run(answer_query, graph, request, known)
+            yield await self._threads.run(answer_query, graph, request, known, caller=sender.caller.name)
 
     async def probe_graph(
         self, request: ProbeGraphRequest, known: Violations | None = None, *, sender: Sender = HERE
@@ -331,7 +338,7 @@ class Pipeline:
         graph = self._kept_graph(request.graph, sender)
 
         async def plan(registry: Registry) -> ProbePlan:
-            return await self._planning.plan_probe(request, graph, registry, known)
+            return await self._planning.plan_probe(request, graph, registry, known, sender.caller)
 
         items = self._answered(graph.model, sender, plan, ProbeAnswer, Work.PROBE_STEP)
         async with aclosing(items):

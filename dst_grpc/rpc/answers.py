@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
+from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.results import MadeAnswer
 from dst_grpc.domain.sender import Sender
 from dst_grpc.domain.urgency import Urgency
@@ -107,10 +108,15 @@ def _is_light(parts: Sequence[Any]) -> bool:
 
 
 async def answers_of(
-    reading: Reading, cls: type[T], message: Message, answer: Callable[[T, Violations | None], Awaitable[Answer]]
+    reading: Reading,
+    cls: type[T],
+    message: Message,
+    caller: Caller,
+    answer: Callable[[T, Violations | None], Awaitable[Answer]],
 ) -> Messages:
-    """The messages of the *answer* to the request in *message*, once it is read; raises what `Reading.read` does."""
-    messages = await answer(*await reading.read(cls, message))
+    """The messages of the *answer* to the request in *message*, which *caller* sent, once it is read; raises what
+    `Reading.read` does."""
+    messages = await answer(*await reading.read(cls, message, caller))
     if isinstance(messages, Sequence):
         for each in messages:
             yield each

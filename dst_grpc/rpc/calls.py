@@ -100,10 +100,10 @@ class ObservedContext:
 
         Raises:
             InvalidRequest: It cannot be parsed, or is too large.
-            DstError: The caller may no longer send any.
+            DstError: The caller may no longer send any, or too many wait to be parsed.
         """
         self.info.still_allowed()
-        return await self._reading.parsed(self._request_type, self.received(data))
+        return await self._reading.parsed(self._request_type, self.received(data), self.caller)
 
 
 def _write(context: Context, info: CallInfo, data: bytes) -> Awaitable[None]:
@@ -136,6 +136,7 @@ class MethodTable(grpc.GenericRpcHandler):
         observers: Sequence[CallObserver],
         unread: Unread | None = None,
         load: Callable[[], tuple[str, bytes]] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         """Start empty.
 
@@ -143,9 +144,10 @@ class MethodTable(grpc.GenericRpcHandler):
             observers: observe every call, in order at its start and in reverse at its end.
             unread: where streamed answers wait for their readers; None for one of its own.
             load: further metadata to send with the status of each call.
+            reading: parses requests; None for one of its own.
         """
         self._observers, self._unread, self._load = tuple(observers), unread or Unread(), load
-        self._reading = Reading()
+        self._reading = reading or Reading()
         self._running: set[asyncio.Task[Any]] = set()
         """Tasks of the calls in progress."""
         self._ended: set[asyncio.Task[Any]] = set()

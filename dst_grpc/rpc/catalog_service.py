@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
+from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.resolution import AutoencoderInfo, ModelInfo
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.scalars import FACTS
@@ -22,6 +22,8 @@ from dst_grpc.wire.envelope import MESSAGE_BYTES
 from dst_grpc.wire.pieces import split_text
 
 T = TypeVar("T")
+_TEXTS_AT_ONCE = 2
+"""Texts that are tokenized, or made, at the same time."""
 _OVERHEAD_BYTES = 12
 """Upper bound of the bytes of tags and lengths around a field that fills a message."""
 
@@ -34,6 +36,7 @@ class CatalogService:
         self._cache = cache
         self._server = server
         self._pipeline = pipeline
+        self._threads = Threads("dst-text", at_once=_TEXTS_AT_ONCE)
 
     async def GetServerInfo(
         self, _request: pb.GetServerInfoRequest, context: ObservedContext
@@ -84,7 +87,7 @@ class CatalogService:
             token_ids = tokenizer.encode(request.text)
             return _tokens(token_ids, tokenizer.token_strings(token_ids))
 
-        async for piece in _each(tokenize):
+        async for piece in self._each(tokenize, context):
             yield piece
 
     async def Detokenize(
@@ -97,8 +100,16 @@ class CatalogService:
             tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
             return _texts(tokenizer.decode(token_ids), tokenizer.token_strings(token_ids))
 
-        async for piece in _each(detokenize):
+        async for piece in self._each(detokenize, context):
             yield piece
+
+    async def _each(self, read: Callable[[], Iterator[T]], context: ObservedContext) -> AsyncGenerator[T, None]:
+        """The items that *read* iterates over, each made off the event loop, a few at a time, in the caller's turn."""
+        caller = context.caller
+        with self._pipeline.waiting(caller, context.info.received_bytes):
+            items = await self._threads.run(read, caller=caller.name)
+        while (item := await self._threads.run(next, items, None, caller=caller.name)) is not None:
+            yield item
 
     def _registry_about(self, model: str, context: ObservedContext) -> RegistryPort:
         """The registry, once *model* is noted as what the call is about; raises NotFound."""
@@ -114,13 +125,6 @@ class CatalogService:
 async def _aside(read: Callable[[], T]) -> T:
     """Run *read*, which may open files or take long, off the event loop."""
     return await asyncio.to_thread(read)
-
-
-async def _each(read: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-    """The items that *read* iterates over, each made off the event loop."""
-    items = await _aside(read)
-    while (item := await _aside(partial(next, items, None))) is not None:
-        yield item
 
 
 def _name(info: ModelInfo | AutoencoderInfo) -> str:

@@ -21,7 +21,7 @@ class CausalService:
         """Serve *pipeline*, with the store of callers' *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
-        self._reading = Reading()
+        self._reading = Reading(pipeline.waiting)
 
     @of_bytes
     async def Patch(self, data: bytes, context: ObservedContext) -> None:

@@ -52,7 +52,7 @@ class DerivedScalarService:
         self._tensors = tensors
         self._limits = limits
         self._drain = drain
-        self._reading = Reading()
+        self._reading = Reading(pipeline.waiting)
         self._answers = Answers(pipeline, self._reading.threads)
 
     @of_bytes
@@ -166,11 +166,11 @@ class DeriveItems:
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
         n_bytes = message.ByteSize()
-        derive = partial(self._derive, self._sender(seconds, n_bytes))
+        derive, caller = partial(self._derive, self._sender(seconds, n_bytes)), self._of_call.caller
         return Item(
             request_id=message.request.request_id,
-            answers=lambda item: answers_of(self._reading, DeriveStreamRequest, message, partial(derive, item)),
-            problems=lambda: self._reading.violations(DeriveStreamRequest, message),
+            answers=lambda item: answers_of(self._reading, DeriveStreamRequest, message, caller, partial(derive, item)),
+            problems=lambda: self._reading.violations(DeriveStreamRequest, message, caller),
             received_bytes=n_bytes,
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
@@ -213,10 +213,13 @@ class ResolveItems:
         """The item in *message*."""
         if isinstance(message, Refused):
             return _refused(message, resolution_pb2.ResolveStreamRequest, self.id_path)
+        caller = self._sender.caller
         return Item(
             request_id=message.request.request.request_id,
-            answers=lambda item: answers_of(self._reading, ResolveStreamRequest, message, partial(self._resolve, item)),
-            problems=lambda: self._reading.violations(ResolveStreamRequest, message),
+            answers=lambda item: answers_of(
+                self._reading, ResolveStreamRequest, message, caller, partial(self._resolve, item)
+            ),
+            problems=lambda: self._reading.violations(ResolveStreamRequest, message, caller),
             received_bytes=message.ByteSize(),
         )
 

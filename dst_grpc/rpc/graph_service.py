@@ -25,7 +25,7 @@ class GraphService:
         """Serve *pipeline*, with the store of callers' *tensors*."""
         self._pipeline = pipeline
         self._tensors = tensors
-        self._reading = Reading()
+        self._reading = Reading(pipeline.waiting)
 
     @of_bytes
     async def Graph(self, data: bytes, context: ObservedContext) -> None:

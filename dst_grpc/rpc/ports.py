@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -50,6 +51,10 @@ class PipelinePort(Protocol):
     *known* are the violations found by reading the request's message, if any; they are reported with those of planning.
     *root* is the path of the request in the message, and *sender* who sent it.
     """
+
+    def waiting(self, caller: Caller, request_bytes: int) -> AbstractContextManager[object]:
+        """Count a request that waits for something else than a device, such as to be read, for the time of the block;
+        raises Exhausted if too many wait."""
 
     def resolve(
         self,

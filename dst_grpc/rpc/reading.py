@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import grpc.aio
@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import Caller
-from dst_grpc.errors import DstError, InvalidRequest, NotAllowed, Reason, Unauthenticated, Violations
+from dst_grpc.errors import DstError, Exhausted, InvalidRequest, NotAllowed, Reason, Unauthenticated, Violations
 from dst_grpc.wire.codec import message_class_of, read_request
 from dst_grpc.wire.parsing import is_light, parse
 
@@ -37,30 +37,46 @@ _RECENT_BYTES = 256 << 10
 """Bytes of recent requests; the values in them take up to 80 times as much."""
 
 
+Waiting = Callable[[Caller, int], AbstractContextManager[object]]
+"""Counts a message of a caller, of so many bytes, as waiting; raises Exhausted if too many wait."""
+
+
+def _uncounted(_caller: Caller, _n_bytes: int) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 class Reading:
     """Parses messages, and reads the values that they hold."""
 
-    def __init__(self) -> None:
-        """Start without threads."""
+    def __init__(self, waiting: Waiting = _uncounted) -> None:
+        """Start without threads; messages are *waiting* until they are read on one."""
+        self._waiting = waiting
         self.threads = Threads("dst-wire", at_once=_THREADS)
         """Where large messages are read, and may be written too."""
         self._recent: OrderedDict[tuple[str, type, bytes], Any] = OrderedDict()
         """Requests that were read without fault, by caller, class and bytes."""
         self._recent_bytes = 0
 
-    async def parsed(self, message_type: type[M], data: bytes) -> M:
-        """The message in *data*; raises InvalidRequest if there is none, or if it is larger than the limits allow."""
+    async def parsed(self, message_type: type[M], data: bytes, caller: Caller) -> M:
+        """The message in *data*, which *caller* sent.
+
+        Raises:
+            InvalidRequest: There is none, or it is larger than the limits allow.
+            Exhausted: Too many wait to be read.
+        """
         if is_light(message_type, data):
             return parse(message_type, data)
-        return await self.threads.run(parse, message_type, data)
+        with self._waiting(caller, len(data)):
+            return await self.threads.run(parse, message_type, data, caller=caller.name)
 
-    async def read(self, cls: type[T], message: Message) -> tuple[T, Violations | None]:
+    async def read(self, cls: type[T], message: Message, caller: Caller) -> tuple[T, Violations | None]:
         """The request in *message*, with stand-ins for bad fields, and the violations; None if there are none.
 
         Raises:
             InvalidRequest: Nothing of it is usable.
+            Exhausted: Too many wait to be read.
         """
-        value, found = await self._read(cls, message)
+        value, found = await self._read(cls, message, caller)
         if value is None:
             raise found.error()
         return value, found if found.count else None
@@ -72,7 +88,7 @@ class Reading:
         if recent is not None:
             self._recent.move_to_end(key)
             return cast("T", recent), None
-        value, known = await self.read(cls, await self.parsed(message_class_of(cls), data))
+        value, known = await self.read(cls, await self.parsed(message_class_of(cls), data, caller), caller)
         if known is None and len(data) <= _SMALL_BYTES:
             self._keep(key, value)
         return value, known
@@ -85,14 +101,16 @@ class Reading:
             (_, _, data), _ = self._recent.popitem(last=False)
             self._recent_bytes -= len(data)
 
-    async def violations(self, cls: type, message: Message) -> Violations:
+    async def violations(self, cls: type, message: Message, caller: Caller) -> Violations:
         """What is wrong with the request in *message*."""
-        return (await self._read(cls, message))[1]
+        return (await self._read(cls, message, caller))[1]
 
-    async def _read(self, cls: type[T], message: Message) -> tuple[T | None, Violations]:
-        if message.ByteSize() <= _SMALL_BYTES:
+    async def _read(self, cls: type[T], message: Message, caller: Caller) -> tuple[T | None, Violations]:
+        size = message.ByteSize()
+        if size <= _SMALL_BYTES:
             return read_request(cls, message)
-        return await self.threads.run(read_request, cls, message)
+        with self._waiting(caller, size):
+            return await self.threads.run(read_request, cls, message, caller=caller.name)
 
 
 class Incoming:
@@ -172,7 +190,7 @@ class RequestStream(Generic[M]):
         async for data in self._messages:
             try:
                 message = await self._parsed(data)
-            except (InvalidRequest, Unauthenticated, NotAllowed) as error:
+            except (InvalidRequest, Unauthenticated, NotAllowed, Exhausted) as error:
                 if error.reason is Reason.MALFORMED_MESSAGE:
                     raise
                 yield Refused(data, error)

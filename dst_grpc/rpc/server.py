@@ -45,6 +45,7 @@ from dst_grpc.rpc.measuring import Measuring, Sources
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
 from dst_grpc.rpc.parts import Parts, StartupError, build_parts
+from dst_grpc.rpc.reading import Reading
 from dst_grpc.rpc.reloading import Reloader
 from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
@@ -278,7 +279,9 @@ class Server:
         self, observers: Sequence[CallObserver], services: Sequence[tuple[ServiceDescriptor, object]]
     ) -> MethodTable:
         """All methods: ours, health, reflection."""
-        methods = MethodTable(observers, self._unread, LoadReport(self._parts.pipeline.loads).of_ended_call)
+        pipeline = self._parts.pipeline
+        load = LoadReport(pipeline.loads).of_ended_call
+        methods = MethodTable(observers, self._unread, load, Reading(pipeline.waiting))
         for descriptor, implementation in services:
             methods.add(descriptor, implementation)
         methods.add(health.SERVICE, self._health)

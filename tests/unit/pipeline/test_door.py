@@ -61,6 +61,17 @@ def test_messages_that_wait_are_bounded_by_their_bytes_too() -> None:
         assert limit_of(door, request_bytes=1), "a large one may wait, but alone"
 
 
+def test_what_waits_to_be_read_counts_too() -> None:
+    door = a_door(Bounds(max_bytes=100, max_requests_per_caller=2), Grants(default=Grant(cost_seconds_per_minute=6.0)))
+    with door.waiting(LOCAL, 20):
+        assert limit_of(door, request_bytes=6) == {"max_queued_bytes_per_caller": "25"}
+        with door.entered(LOCAL, WHENEVER, 0), pytest.raises(Exhausted), door.waiting(LOCAL, 0):
+            pass
+    door.quotas.charge(LOCAL.name, 60.0)
+    with door.waiting(LOCAL, 25), pytest.raises(Exhausted), door.waiting(LOCAL, 1):
+        pass  # quotas are of the device's time
+
+
 def test_an_error_inside_is_counted_out() -> None:
     door = a_door(Bounds(max_requests=1))
     with pytest.raises(ValueError, match="mine"), door.entered(LOCAL, WHENEVER, 0):

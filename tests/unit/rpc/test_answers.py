@@ -26,9 +26,9 @@ class CountedThreads(Threads):
         super().__init__("test", at_once=1)
         self.n_runs = 0
 
-    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+    async def run(self, work: Callable[..., T], *arguments: object, caller: str = "") -> T:
         self.n_runs += 1
-        return await super().run(work, *arguments)
+        return await super().run(work, *arguments, caller=caller)
 
 
 def tensor() -> DenseTensor:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import pytest
+
 from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.errors import Exhausted
 from dst_grpc.rpc import reading
-from dst_grpc.rpc.reading import Reading
+from dst_grpc.rpc.reading import Reading, Refused, RequestStream
 
 FIRST, SECOND = Caller(name="first"), Caller(name="second")
 
@@ -49,3 +55,57 @@ async def test_only_so_many_small_requests_are_remembered() -> None:
     assert (await reads.request(DeriveRequest, large, FIRST))[0] is not (
         await reads.request(DeriveRequest, large, FIRST)
     )[0]
+
+
+# Messages that wait for a thread
+
+
+class Waiting:
+    """Notes what waits, and refuses more than one message at a time."""
+
+    def __init__(self) -> None:
+        self.now: list[tuple[str, int]] = []
+        self.ever: list[tuple[str, int]] = []
+
+    @contextmanager
+    def __call__(self, caller: Caller, n_bytes: int) -> Iterator[None]:
+        if self.now:
+            raise Exhausted("too many wait")
+        self.now.append((caller.name, n_bytes))
+        self.ever.append((caller.name, n_bytes))
+        yield
+        self.now.pop()
+
+
+LARGE = inference_pb2.DeriveRequest(
+    request_id="large", prompt={"text": "a"}, derived_scalars=[{"dst": 1}] * 2000, model="tiny"
+)
+
+
+async def test_a_message_waits_for_its_caller_until_it_is_read() -> None:
+    waiting, size = Waiting(), LARGE.ByteSize()
+    reads = Reading(waiting)
+    await reads.request(DeriveRequest, LARGE.SerializeToString(), SECOND)
+    assert waiting.ever == [("second", size)] * 2  # to be parsed, and then to be read
+    assert not waiting.now
+    await reads.request(DeriveRequest, data_of(), FIRST)
+    await reads.read(DeriveRequest, inference_pb2.DeriveRequest(prompt={"text": "x" * 2000}), FIRST)
+    assert len(waiting.ever) == 2  # small ones are read at once
+
+
+async def test_what_may_not_wait_is_refused_or_on_a_stream_fails_alone() -> None:
+    waiting = Waiting()
+    reads = Reading(waiting)
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield LARGE.SerializeToString()
+        yield data_of()
+
+    async def parsed(data: bytes) -> inference_pb2.DeriveRequest:
+        return await reads.parsed(inference_pb2.DeriveRequest, data, FIRST)
+
+    with waiting(SECOND, 1):
+        with pytest.raises(Exhausted):
+            await reads.request(DeriveRequest, LARGE.SerializeToString(), FIRST)
+        items = [item async for item in RequestStream(messages(), parsed).items()]
+    assert [isinstance(item, Refused) for item in items] == [True, False]
