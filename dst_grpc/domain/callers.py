@@ -41,6 +41,9 @@ class Caller:
     """What it may do."""
 
 
+_LEAST = 1e-6
+"""Of a weight, and of a quota that is not 0."""
+
 LOCAL = Caller(name="local")
 """The caller of a pipeline that is used without a server."""
 
@@ -75,10 +78,12 @@ class Grant:
     def __post_init__(self) -> None:
         """Check the numbers; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        problems.check(0 < self.weight < math.inf, "weight", "must be above 0, and finite")
+        # Beyond these, shares and waits are no numbers any more that can be computed or sent.
+        is_weight = _LEAST <= self.weight <= 1 / _LEAST
+        problems.check(is_weight, "weight", "must be between 0.000001 and 1000000")
         quota = self.cost_seconds_per_minute
-        is_quota = quota is None or 0 <= quota < math.inf
-        problems.check(is_quota, "cost_seconds_per_minute", "must be 0 or more, and finite")
+        is_quota = not quota or _LEAST <= quota < math.inf
+        problems.check(is_quota, "cost_seconds_per_minute", "must be 0, or at least 0.000001, and finite")
         problems.check(0 < self.memory_share <= 1, "memory_share", "must be above 0, and at most 1")
         problems.raise_if_any()
 

@@ -64,13 +64,16 @@ def test_an_empty_file_makes_all_alike(file: Path) -> None:
         ("caller.a.weight = 1", {"caller": "did you mean callers?"}),
         ("callers.a.wieght = 1", {"callers.a.wieght": "did you mean weight?"}),
         ('callers."".weight = 1', {'callers.""': "empty name"}),
-        ("callers.a.weight = 0", {"callers.a.weight": "must be above 0"}),
-        ("callers.a.weight = inf", {"callers.a.weight": "finite"}),
-        ("callers.a.weight = nan", {"callers.a.weight": "finite"}),
+        ("callers.a.weight = 0", {"callers.a.weight": "must be between"}),
+        ("callers.a.weight = inf", {"callers.a.weight": "must be between"}),
+        ("callers.a.weight = nan", {"callers.a.weight": "must be between"}),
+        ("callers.a.weight = 5e-324", {"callers.a.weight": "must be between"}),  # a turn of which would be 0 seconds
+        # Whose next request would have to wait for more milliseconds than there are numbers.
+        ("default.cost_seconds_per_minute = 1e-320", {"default.cost_seconds_per_minute": "at least 0.000001"}),
         (f"callers.a.weight = 1{'0' * 400}", {"callers.a.weight": "must be a number"}),
         ("callers.a.weight = true", {"callers.a.weight": "must be a number"}),
         ("default.memory_share = 1.1", {"default.memory_share": "at most 1"}),
-        ("default.cost_seconds_per_minute = -1", {"default.cost_seconds_per_minute": "0 or more"}),
+        ("default.cost_seconds_per_minute = -1", {"default.cost_seconds_per_minute": "must be 0"}),
         ('default.priority = "bach"', {"default.priority": "did you mean batch?"}),
         ('callers.a.roles = ["operat"]', {"callers.a.roles": 'a list of "ask" and "operate"'}),
         ("callers.a.roles = []", {"callers.a.roles": "must be a list of"}),
@@ -78,7 +81,7 @@ def test_an_empty_file_makes_all_alike(file: Path) -> None:
         (
             'callers.a = { weight = 0, memory_share = 2, roles = [1], x = 1 }\ndefault.priority = ""',
             {
-                "callers.a.weight": "above 0",
+                "callers.a.weight": "must be between",
                 "callers.a.memory_share": "at most 1",
                 "callers.a.roles": "must be a list of",
                 "callers.a.x": "no such key",
