@@ -1,15 +1,16 @@
 """The attribution graphs that are kept for later questions, in main memory.
 
-A graph belongs to the caller who asked for it; if recordings are shared, graphs are too. The least recently used are
-dropped when the budget is spent, and each when nobody has used it for a while. Used on the event loop only; a graph
-that a query uses stays alive until the query ends.
+A graph belongs to the caller who asked for it; if recordings are shared, graphs are too. When the budget is spent, the
+caller of whom most is kept loses what it used least recently, so that nobody can have others' graphs dropped by asking
+for many; and each graph is dropped when nobody has used it for a while. Used on the event loop only; a graph that a
+query uses stays alive until the query ends.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -79,14 +80,14 @@ class KeptGraphs:
             )
 
     def keep(self, graph: WholeGraph, caller: Caller) -> KeptGraph | None:
-        """Keep *graph* for *caller*, and drop the least recently used beyond the budget; None if it takes more."""
+        """Keep *graph* for *caller*, and drop others beyond the budget; None if it alone takes more."""
         if graph.byte_count > self.budget_bytes:
             return None
         handle = f"graph-{secrets.token_urlsafe(16)}"
         self._kept[handle] = _Kept(graph, caller.name, self._expiry())
         self.byte_count += graph.byte_count
         while self.byte_count > self.budget_bytes:
-            self._forget(next(iter(self._kept)))
+            self._forget(self._next_to_go(handle))
         self._sweeps.go_on()
         return self._described(handle)
 
@@ -144,6 +145,14 @@ class KeptGraphs:
             prompt="".join(graph.token_strings)[:MAX_PROMPT_CHARACTERS],
             node_count=len(graph.nodes),
         )
+
+    def _next_to_go(self, new: str) -> str:
+        """The least recently used graph of the caller of whom most is kept; of another, if that has *new* alone."""
+        bytes_of = Counter[str]()
+        for kept in self._kept.values():
+            bytes_of[kept.caller] += kept.graph.byte_count
+        older = (handle for handle in self._kept if handle != new)
+        return max(older, key=lambda handle: bytes_of[self._kept[handle].caller])  # the first of several
 
     def _expiry(self) -> float:
         return self._clock() + self._ttl_seconds

@@ -92,6 +92,19 @@ def test_a_graph_is_its_callers() -> None:
     assert graphs.get(handle, ALICE) is GRAPH
 
 
+def test_who_asks_for_many_loses_its_own() -> None:
+    graphs = store(Clock())
+    of_bob = kept(graphs, BOB)
+    of_alice = [kept(graphs) for _ in range(5)]
+    assert graphs.get(of_bob, BOB) is GRAPH
+    for handle in of_alice[:3]:
+        assert_gone(graphs, handle)
+    later = [kept(graphs, BOB), kept(graphs, BOB)]  # of both as much was kept, so that the one used longest ago goes
+    assert [len(graphs.listed(caller)) for caller in (ALICE, BOB)] == [1, 2]
+    assert graphs.get(later[1], BOB) is GRAPH
+    assert graphs.byte_count == 3 * SIZE
+
+
 def test_shared_graphs_are_everybodys() -> None:
     graphs = store(Clock(), shared=True)
     handle, others = kept(graphs), kept(graphs, BOB)
