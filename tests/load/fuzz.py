@@ -39,6 +39,9 @@ _DRIFT_MIB = 128
 """Plans that are kept take half of it."""
 _SHOWN = 20
 _NONE = "no status"
+_LOST = "Internal error from Core"
+"""What the client's library says instead of a status that comes while it sends: on a busy machine it may pause for
+longer than the server hears it out. Then it is asked again."""
 _OUR_FAULT = {"INTERNAL", "UNKNOWN", _NONE}
 _ITEMS: dict[str, Any] = {
     DERIVE_STREAM: inference_pb2.DeriveStreamResponse,
@@ -145,6 +148,8 @@ async def _codes(channel: grpc.aio.Channel, mutant: Mutant) -> list[str]:
         async for answer in stream(messages(), timeout=_DEADLINE):
             codes += _failed_items(mutant.method, answer)
     except grpc.aio.AioRpcError as error:
+        if error.details() == _LOST:
+            return ["asked again", *await _codes(channel, mutant)]
         is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return [*codes, _NONE if is_late else error.code().name]
     return [*codes, "OK"]
