@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     """Items of one stream in all; further ones fail."""
     return_freed_memory: bool = False
     """Whether the memory of runs on a CPU goes back to the system as soon as it is free (glibc), not only once nothing
-    has run for a second. The process then takes a fifth less at its peak; runs take up to half as long again."""
+    has run for ten seconds. The process then takes a fifth less at its peak; runs take up to half as long again."""
     max_unread_bytes: Bytes = 64 * _MIB
     """Bytes of answers that may be made ahead of a caller's reading, over all its calls; work pauses beyond."""
     max_unread_total_bytes: Bytes = 512 * _MIB

@@ -10,6 +10,8 @@ import pytest
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.settings_sources import Given, SettingsError, load_settings, wanted_log_format
 
+ROOT = Path(__file__).parents[3]
+
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,3 +305,10 @@ def test_a_file_may_begin_with_a_byte_order_mark(file: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1
+
+
+def test_the_documents_for_operators_name_every_setting() -> None:
+    documents = [*ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    said = "\n".join(document.read_text(encoding="utf-8") for document in documents).replace("--model NAME", "models")
+    unknown = [name for name in Settings.model_fields if name not in said and name.replace("_", "-") not in said]
+    assert not unknown
