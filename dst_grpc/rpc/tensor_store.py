@@ -5,6 +5,7 @@ Used on the event loop only. A tensor that a request uses stays alive until the 
 
 from __future__ import annotations
 
+import heapq
 import math
 import secrets
 import time
@@ -20,6 +21,9 @@ from dst_grpc.errors import Exhausted, NotFound, Reason
 
 _LEAST_BYTES = 1024
 """Least bytes that a tensor counts for, because of its entry."""
+
+_LEAST_STALE = 1000
+"""Expiries of tensors that are gone, which may be noted besides as many as there are tensors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,8 @@ class TensorStore:
         self.limits = limits
         self._clock = clock
         self._kept: dict[str, KeptTensor] = {}
+        self._expiring: list[tuple[float, str]] = []
+        """When each expires, the next first (a heap); those that are gone may be in it for a while."""
         self._bytes_of: Counter[str] = Counter()
         self._sweeps = Sweeps(self._sweep, call_later)
 
@@ -115,6 +121,7 @@ class TensorStore:
                 )
             )
             self._kept[kept[0].handle] = kept[0]
+            self._note_expiry(kept[0])
             self._sweeps.go_on()
             return kept[0]
 
@@ -139,6 +146,7 @@ class TensorStore:
     def close(self) -> None:
         """Delete everything."""
         self._kept.clear()
+        self._expiring.clear()
         self._bytes_of.clear()
         self._sweeps.close()
 
@@ -184,11 +192,20 @@ class TensorStore:
         if self._bytes_of[caller] <= 0:
             del self._bytes_of[caller]
 
+    def _note_expiry(self, kept: KeptTensor) -> None:
+        heapq.heappush(self._expiring, (kept.expires_at, kept.handle))
+        if len(self._expiring) > 2 * len(self._kept) + _LEAST_STALE:
+            self._expiring = [(one.expires_at, one.handle) for one in self._kept.values()]
+            heapq.heapify(self._expiring)
+
     def _sweep(self) -> bool:
-        """Drop what has expired; returns whether any is left."""
+        """Drop what has expired; returns whether any is left. Takes no longer the more is kept: every tensor that is
+        refused for want of room comes here."""
         now = self._clock()
-        for kept in [kept for kept in self._kept.values() if kept.expires_at <= now]:
-            self._forget(kept)
+        while self._expiring and self._expiring[0][0] <= now:
+            _, handle = heapq.heappop(self._expiring)
+            if handle in self._kept:
+                self._forget(self._kept[handle])
         return bool(self._kept)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.errors import Exhausted, NotFound, Reason
+from dst_grpc.rpc import tensor_store
 from dst_grpc.rpc.tensor_store import KeptTensor, TensorLimits, TensorStore
 
 KIB = 1024
@@ -139,3 +140,23 @@ def test_memory_of_what_has_expired_is_freed_while_nobody_calls(
     put(store)
     store.close()
     assert not timers.pending
+
+
+def test_what_is_gone_before_its_time_is_not_remembered_for_long(
+    store: TensorStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each expiry is noted until its time, so that a tensor that is refused need not look through all that are kept."""
+    monkeypatch.setattr(tensor_store, "_LEAST_STALE", 3)
+    late, early = put(store, ttl_seconds=50), put(store, ttl_seconds=20)
+    for _ in range(30):
+        store.delete("a", put(store, ttl_seconds=30).handle)
+    assert len(store._expiring) <= 2 * 2 + 3
+    clock.now = 25.0
+    put(store, kib=7)  # for which there is room only without the one that has expired
+    with pytest.raises(NotFound):
+        store.get("a", early.handle)
+    assert store.get("a", late.handle) is late.tensor
+    clock.now = 60.0
+    put(store, kib=1)
+    with pytest.raises(NotFound):
+        store.get("a", late.handle)
