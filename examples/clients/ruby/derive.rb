@@ -12,7 +12,7 @@ module Derive
   def derive(server, request)
     assembler = Assembler.new
     # Whoever stops reading early stops the server's work too: an operation can be cancelled, an enumerator cannot.
-    call = server.scalars.derive(request, return_op: true)
+    call = server.scalars.derive(request, return_op: true, metadata: server.metadata)
     begin
       call.execute.each { |response| response.frames.each { |frame| assembler.add(frame) } }
     ensure
@@ -59,7 +59,7 @@ module Derive
 
   # Stops an answer after its first message, and waits until the server has stopped working for it.
   def cancel(server, request)
-    call = server.scalars.derive(request, return_op: true)
+    call = server.scalars.derive(request, return_op: true, metadata: server.metadata)
     call.execute.first
     call.cancel
 

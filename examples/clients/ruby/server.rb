@@ -8,10 +8,10 @@ require "dst/v1/causal_service_services_pb"
 require "dst/v1/context_service_services_pb"
 require "dst/v1/derived_scalar_service_services_pb"
 
-# Says of every call which model it is about: a proxy in front of several servers chooses by it.
-class Routing < GRPC::ClientInterceptor
+# Sends the same metadata with every call, but for operations (`return_op`), which must be given it.
+class Sending < GRPC::ClientInterceptor
   def call(metadata:, **)
-    metadata["dst-model"] = @options[:model]
+    metadata.update(@options[:metadata])
     yield
   end
 
@@ -23,14 +23,16 @@ end
 
 # The services of one server; one connection, made by the first call, carries them all.
 class Server
-  attr_reader :health, :catalog, :causal, :contexts, :scalars
+  attr_reader :health, :catalog, :causal, :contexts, :scalars, :metadata
 
   def initialize(address, service_config, model)
     arguments = { "grpc.service_config" => service_config }
     # Plain text; a GRPC::Core::ChannelCredentials for TLS.
     channel = GRPC::Core::Channel.new(address, arguments, :this_channel_is_insecure)
+    # A proxy in front of several servers chooses by the model.
+    @metadata = { "dst-model" => model }
     # The timeout, in seconds, holds for each call. Without one, a call to a server that hangs would hang too.
-    options = { channel_override: channel, timeout: 60, interceptors: [Routing.new(model: model)] }
+    options = { channel_override: channel, timeout: 60, interceptors: [Sending.new(metadata: @metadata)] }
     @health = Grpc::Health::V1::Health::Stub.new(address, nil, **options)
     @catalog = Dst::V1::CatalogService::Stub.new(address, nil, **options)
     @causal = Dst::V1::CausalService::Stub.new(address, nil, **options)

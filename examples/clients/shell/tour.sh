@@ -22,7 +22,9 @@ call() {
 pages() {
     local token='""' page
     while
-        page=$(jq --argjson token "$token" '.pageToken = $token' <<<"$2" | call "$address" "dst.v1.CatalogService/$1")
+        # Within $(...) a failure ends nothing by itself.
+        page=$(jq --argjson token "$token" '.pageToken = $token' <<<"$2" | call "$address" "dst.v1.CatalogService/$1") ||
+            return
         printf '%s\n' "$page"
         token=$(jq .nextPageToken <<<"$page")
         [ "$token" != '""' ]
