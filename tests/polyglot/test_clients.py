@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ PATCHING = {"go", "node", "ruby"}
 """The clients that patch too."""
 GRAPHING = {"go", "node"}
 """The clients that ask for a graph too."""
+SPEAKING_TLS = [language for language in NEEDS if language not in {"java", "rust"}]
+"""The clients that speak TLS and show tokens: what the others are made with, of Debian, leaves them none."""
 CASES = {"dense": "loss_logit_diff", "sparse": "loss_with_mlp_post_act_autoencoder"}
 """The tour's requests that the reference knows, and its cases."""
 RELATIVE_TOLERANCE = 1e-4
@@ -89,24 +92,56 @@ def run(server: LiveServer, inputs: Path, language: str, reference: Json) -> Ite
     server.unload_all()
     log_start = len(server.log.lines)
     with refusing_server() as refusing:
-        arguments = [f"ADDRESS={server.address}", f"TOUR={inputs}", f"RETRY_ADDRESS={refusing.address}"]
-        command = ["make", "--silent", "-C", str(CLIENTS / language)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        done = subprocess.run([*command, "run", *arguments], capture_output=True, text=True, check=False, timeout=100)
+        done = made(language, f"ADDRESS={server.address}", f"TOUR={inputs}", f"RETRY_ADDRESS={refusing.address}")
         assert done.returncode == 0, done.stderr
         assert "loading " in done.stderr
         yield Run(language, json.loads(done.stdout), refusing, log_start)
 
 
-def test_the_documents_are_equal(run: Run, reference: Json) -> None:
-    expected = {name: part for name, part in reference.items() if run.language != "shell" or name in IN_SHELL}
-    if run.language not in PATCHING:
+def made(language: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The tour of a client that is built, if it was not."""
+    command = ["make", "--silent", "-C", str(CLIENTS / language)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    everything = os.environ | environment
+    return subprocess.run(
+        [*command, "run", *arguments], capture_output=True, text=True, check=False, timeout=100, env=everything
+    )
+
+
+def assert_equal(document: Json, reference: Json, language: str) -> None:
+    """A client's document is the reference's, as far as the client goes."""
+    expected = {name: part for name, part in reference.items() if language != "shell" or name in IN_SHELL}
+    if language not in PATCHING:
         expected.pop("patch", None)
-    if run.language not in GRAPHING:
+    if language not in GRAPHING:
         expected.pop("graph", None)
-    assert run.document.keys() == expected.keys()
+    assert document.keys() == expected.keys()
     for name, part in expected.items():
-        assert run.document[name] == part, name
+        assert document[name] == part, name
+
+
+def test_the_documents_are_equal(run: Run, reference: Json) -> None:
+    assert_equal(run.document, reference, run.language)
+
+
+@pytest.mark.parametrize("inputs", ["embedded"], indirect=True)
+@pytest.mark.parametrize("language", SPEAKING_TLS, indirect=True)
+def test_a_client_speaks_tls_and_shows_its_token(
+    secure_server: LiveServer, inputs: Path, language: str, reference: Json
+) -> None:
+    secure_server.unload_all()
+    known = secure_server.credentials
+    arguments = [f"ADDRESS={secure_server.address}", f"TOUR={inputs}"]
+    done = made(language, *arguments, **known)
+    assert done.returncode == 0, done.stderr
+    retried = {"text": json.loads(inputs.read_text())["prompt"]}  # by the same server, which refuses nothing
+    assert_equal(json.loads(done.stdout), reference | {"retry": retried}, language)
+
+    unknown = made(language, *arguments, DST_CLIENT_CA=known["DST_CLIENT_CA"])
+    assert unknown.returncode != 0
+    assert "unauthenticated" in unknown.stderr.lower()
+    unencrypted = made(language, *arguments)
+    assert unencrypted.returncode != 0
 
 
 def test_a_client_tries_again_when_the_server_says(run: Run) -> None:

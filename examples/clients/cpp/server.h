@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -32,6 +33,8 @@ class Call : public grpc::ClientContext {
  public:
   explicit Call(const Server& server, std::chrono::milliseconds time = std::chrono::minutes(1)) {
     AddMetadata("dst-model", server.model);
+    const char* token = std::getenv("DST_CLIENT_TOKEN");
+    if (token != nullptr && *token != '\0') AddMetadata("authorization", std::string("Bearer ") + token);
     set_deadline(std::chrono::system_clock::now() + time);
   }
   ~Call() { TryCancel(); }

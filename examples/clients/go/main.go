@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	health "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 
@@ -27,10 +28,13 @@ type Server struct {
 
 // connect never fails for want of a server: the connection is made by the first call.
 func connect(address, serviceConfig string) (Server, func() error) {
-	conn, err := grpc.Dial(address,
-		grpc.WithInsecure(), // plain text; grpc.WithTransportCredentials for TLS
-		grpc.WithDefaultServiceConfig(serviceConfig),
-	)
+	security := grpc.WithInsecure() // plain text
+	if authorities := os.Getenv("DST_CLIENT_CA"); authorities != "" {
+		tls, err := credentials.NewClientTLSFromFile(authorities, "")
+		check(err)
+		security = grpc.WithTransportCredentials(tls)
+	}
+	conn, err := grpc.Dial(address, security, grpc.WithDefaultServiceConfig(serviceConfig))
 	check(err)
 	return Server{
 		health:   health.NewHealthClient(conn),
@@ -65,6 +69,9 @@ type Document struct {
 func tour(ctx context.Context, server, refusing Server, inputs Inputs) Document {
 	// Of every call made with this context: a proxy in front of several servers chooses by it.
 	ctx = metadata.AppendToOutgoingContext(ctx, "dst-model", inputs.Model)
+	if token := os.Getenv("DST_CLIENT_TOKEN"); token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
 	var d Document
 	d.Health = checkHealth(ctx, server)
 	d.Models = listModels(ctx, server)

@@ -27,10 +27,14 @@ class Server
 
   def initialize(address, service_config, model)
     arguments = { "grpc.service_config" => service_config }
-    # Plain text; a GRPC::Core::ChannelCredentials for TLS.
-    channel = GRPC::Core::Channel.new(address, arguments, :this_channel_is_insecure)
+    # Plain text, or TLS if there are authorities to trust.
+    authorities = ENV.fetch("DST_CLIENT_CA", "")
+    tls = GRPC::Core::ChannelCredentials.new(File.read(authorities)) unless authorities.empty?
+    channel = GRPC::Core::Channel.new(address, arguments, tls || :this_channel_is_insecure)
     # A proxy in front of several servers chooses by the model.
     @metadata = { "dst-model" => model }
+    token = ENV.fetch("DST_CLIENT_TOKEN", "")
+    @metadata["authorization"] = "Bearer #{token}" unless token.empty?
     # The timeout, in seconds, holds for each call. Without one, a call to a server that hangs would hang too.
     options = { channel_override: channel, timeout: 60, interceptors: [Sending.new(metadata: @metadata)] }
     @health = Grpc::Health::V1::Health::Stub.new(address, nil, **options)

@@ -11,11 +11,25 @@ inputs=$(cat "$2")
 retry_address=$3
 model=$(jq .model <<<"$inputs")
 
+# Plain text, or TLS if there are authorities to trust.
+if [ -n "${DST_CLIENT_CA:-}" ]; then
+    connection=(--cacert "$DST_CLIENT_CA") scheme=https
+else
+    connection=(--http2-prior-knowledge) scheme=http
+fi
+
+# The metadata of every call: a proxy in front of several servers chooses by the model. A token is on no command line,
+# which others on this machine can read.
+metadata() {
+    jq -r '"dst-model: \(.)"' <<<"$model"
+    [ -z "${DST_CLIENT_TOKEN:-}" ] || printf 'authorization: Bearer %s\n' "$DST_CLIENT_TOKEN"
+}
+
 # call ADDRESS SERVICE/METHOD: sends the JSON messages on stdin, prints those that come back. On failure the error goes
-# to stderr, as JSON too, and the status is 8 times the gRPC code. A proxy in front of several servers chooses by the model.
+# to stderr, as JSON too, and the status is 8 times the gRPC code.
 call() {
-    buf curl --protocol grpc --http2-prior-knowledge --timeout 60s --emit-defaults \
-        --header "dst-model: $(jq -r . <<<"$model")" --schema ../../../ --data @- "http://$1/$2"
+    buf curl --protocol grpc "${connection[@]}" --timeout 60s --emit-defaults --header @<(metadata) \
+        --schema ../../../ --data @- "$scheme://$1/$2"
 }
 
 # pages METHOD REQUEST: every page of a list.

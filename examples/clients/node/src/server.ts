@@ -1,5 +1,7 @@
 // The services of one server, over gRPC.
 
+import { readFileSync } from "node:fs";
+
 import { createClient, type Client } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 
@@ -25,12 +27,14 @@ export interface Server {
  * Connect knows no service config: what `../service_config.json` says of deadlines and sizes is given here, and of
  * retries in `retrying`.
  *
- * @param address - "HOST:PORT" in plain text, or "https://HOST:PORT".
+ * @param address - "HOST:PORT", in plain text unless DST_CLIENT_CA names authorities to trust.
  * @param model - What all calls are about.
  */
 export function connect(address: string, model: string): Server {
+  const { DST_CLIENT_CA: authorities, DST_CLIENT_TOKEN: token } = process.env;
   const transport = createGrpcTransport({
-    baseUrl: address.includes("://") ? address : `http://${address}`,
+    baseUrl: `${authorities ? "https" : "http"}://${address}`,
+    nodeOptions: authorities ? { ca: readFileSync(authorities) } : {},
     // Without a deadline, a call to a server that hangs would hang too.
     defaultTimeoutMs: 60_000,
     readMaxBytes: 4 << 20,
@@ -38,6 +42,7 @@ export function connect(address: string, model: string): Server {
     interceptors: [
       (next) => (request) => {
         request.header.set("dst-model", model);
+        if (token) request.header.set("authorization", `Bearer ${token}`);
         return next(request);
       },
     ],
