@@ -48,7 +48,8 @@ T = TypeVar("T")
 
 _NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
 _LOOK_SECONDS = 1.0
-"""How often it is looked for readers that have stalled, while something waits."""
+"""How often it is looked, while something waits, for readers that have stalled, for what has become too late, and for
+what may interrupt a batch that takes longer than was expected."""
 _REST_SECONDS = 10.0
 """How long nothing must have run before freed memory is returned, as in jemalloc: the next job pays for getting it
 again."""
@@ -89,7 +90,7 @@ class Batcher:
         self._rates = Rates()
         self._is_waking = self._is_closed = False
         self._looking: asyncio.TimerHandle | None = None
-        """When to look again for readers that have stalled."""
+        """When to look again, if something waits."""
         self._at_rest = at_rest
         self._resting: asyncio.TimerHandle | None = None
         """When to see whether the device rests, if anything has run since it did."""
@@ -266,7 +267,7 @@ class Batcher:
     def _look(self) -> None:
         self._looking = None
         if not self._is_closed:
-            self._relieve()
+            self._wake()
 
     def _await_rest(self) -> None:
         if self._at_rest is not None and self._resting is None and not self._is_closed:

@@ -103,3 +103,18 @@ async def test_each_gets_what_it_gets_alone(place: int, in_backward: bool) -> No
         assert all(map(torch.equal, values(result), expected))
         assert (result.statistics.forward_passes, result.statistics.backward_passes) == (1, 1)
     await batcher.close()
+
+
+async def test_what_takes_longer_than_expected_is_interrupted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else need ask for that."""
+    monkeypatch.setattr("dst_grpc.pipeline.batching._LOOK_SECONDS", 0.0)
+    refusals = iter([False, False])
+    monkeypatch.setattr(Scheduler, "_can_interrupt", lambda *_: next(refusals, True))
+    worker = Slow(0)
+    batcher = a_batcher(worker)
+    large = asyncio.create_task(ask(batcher, "large", LARGE))
+    await worker.may_be_interrupted()
+    await ask(batcher, "small", SMALL)
+    await large
+    assert worker.in_backward == [False]
+    await batcher.close()
