@@ -53,6 +53,11 @@ def weight_of(ticket: Ticket) -> float:
     return ticket.grant.weight * (_WEIGHT_OF_BATCH if ticket.priority is Priority.BATCH else 1.0)
 
 
+def _starts_sparse(key: FlowKey) -> bool:
+    """Whether a flow of whom nothing waited goes before others: items of streams go before nobody."""
+    return key[1] is Priority.INTERACTIVE
+
+
 class Flow:
     """The waiting jobs of one caller and class, and what it may still use of the device in its turn.
 
@@ -65,7 +70,7 @@ class Flow:
     def __init__(self, key: FlowKey) -> None:
         """Start empty."""
         self.key = key
-        self.is_sparse = key[1] is Priority.INTERACTIVE
+        self.is_sparse = _starts_sparse(key)
         """Whether it has not had a turn since something of it waits: it lives on what it had saved, ahead of the
         others."""
         self.weight = 1.0
@@ -183,7 +188,7 @@ class Turns:
         flow = self._ring.get(key)
         if flow is None:
             flow = self._ring[key] = Flow(key)
-            flow.deficit = _SAVED * self.quantum * weight
+            flow.deficit = self._most_saved(weight)
         flow.weight = weight  # a reload may have changed it
         return flow
 
@@ -195,7 +200,11 @@ class Turns:
         flow = None if key is None else self._ring.get(key)
         if flow is not None:
             return flow.is_sparse, flow.deficit
-        return key is not None and Flow(key).is_sparse, _SAVED * self.quantum * weight
+        return key is not None and _starts_sparse(key), self._most_saved(weight)
+
+    def _most_saved(self, weight: float) -> float:
+        """Device seconds that a flow of this weight has saved after a few turns without jobs."""
+        return _SAVED * self.quantum * weight
 
     def note_cost(self, cost: float) -> None:
         """Learn what passes usually cost."""
@@ -245,7 +254,7 @@ class Turns:
         self._turns_left -= 1
         if self._turns_left <= 0:
             self._begin_round()
-        head, saved = flow.head, _SAVED * self.quantum * flow.weight
+        head, saved = flow.head, self._most_saved(flow.weight)
         if head is None and flow.deficit >= saved:
             del self._ring[flow.key]
             return

@@ -61,6 +61,17 @@ class Device:
                 self.scheduler.memory.release(job.ticket)
         return batch.jobs
 
+    def interrupt(self) -> Batch | None:
+        """What interrupts the running batch now, if anything does; it takes as long as estimated."""
+        batch = self.scheduler.interrupt()
+        if batch is not None:
+            assert batch.interrupts is not None
+            batch.started = self.clock.now
+            self.clock.now += batch.cost
+            batch.interrupts.interrupted += batch.cost
+            self.scheduler.finish(batch, ())
+        return batch
+
     def order(self, count: int) -> list[str]:
         """Whose jobs run next, one after the other."""
         found: list[str] = []
