@@ -16,7 +16,7 @@ from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
 from dst_grpc.cli._facts import decimals_for, number_text
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
-from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, PairsOption, check_metric, read_pairs
+from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_metric, read_pairs
 from dst_grpc.cli._pictures import BAR, LABEL, Paper, coloured, plain_table, title, token_bars
 from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._tables import human_count
@@ -82,9 +82,7 @@ def attribute(
     distractor: arguments.DistractorOption = None,
     loss: arguments.LossOption = None,
     pairs: PairsOption = None,
-    noising: Annotated[
-        bool, typer.Option("--noising/--denoising", help="Run the clean prompt, or the corrupt one.")
-    ] = True,
+    noising: NoisingOption = True,
     sites: ScoredSitesOption = None,
     edges: Annotated[bool, typer.Option("--edges", help="Score all edges; alone, or beside --sites.")] = False,
     by_position: Annotated[

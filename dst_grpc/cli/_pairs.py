@@ -30,6 +30,7 @@ PairsOption = Annotated[
         help=f"Further pairs, one a row: columns {', '.join(COLUMNS)}. Metrics are means over all.",
     ),
 ]
+NoisingOption = Annotated[bool, typer.Option("--noising/--denoising", help="Run the clean prompt, or the corrupt one.")]
 AlternativeOption = Annotated[
     str,
     typer.Option(

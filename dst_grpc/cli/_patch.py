@@ -18,6 +18,7 @@ from dst_grpc.cli._pairs import (
     AlternativeOption,
     CleanArgument,
     CorruptArgument,
+    NoisingOption,
     PairsOption,
     ReferenceOption,
     check_metric,
@@ -62,9 +63,7 @@ def patch(
     distractor: arguments.DistractorOption = None,
     loss: arguments.LossOption = None,
     sites: SitesOption = "resid,heads",
-    noising: Annotated[
-        bool, typer.Option("--noising/--denoising", help="Run the clean prompt, or the corrupt one.")
-    ] = True,
+    noising: NoisingOption = True,
     by_position: PositionsOption = None,
     layer: Annotated[list[int] | None, typer.Option("--layer", help="A layer; may be repeated.")] = None,
     position: Annotated[list[int] | None, typer.Option("--position", help="A position; may be repeated.")] = None,
