@@ -13,6 +13,7 @@ from dst_grpc.domain.attribute_answers import (
     AttributeHeader,
     AttributePart,
     AttributePartKind,
+    AttributeProgress,
     PairMetrics,
     ScoredKind,
     ScoresInfo,
@@ -176,8 +177,10 @@ def attribute_parts(n_pairs: int = 1) -> list[AttributePart | RunSummary]:
     )
     pairs = AttributedPairs(pairs=(PairMetrics(base=1.0, source=2.0),) * n_pairs)
     values = ScoreValues(0, np.array([0.5, -0.25], np.float32))
+    progress = AttributeProgress(done=n_pairs, total=n_pairs)
     return [
         AttributePart(kind=AttributePartKind.HEADER, value=header),
+        AttributePart(kind=AttributePartKind.PROGRESS, value=progress),
         AttributePart(kind=AttributePartKind.PAIRS, value=pairs),
         AttributePart(kind=AttributePartKind.VALUES, value=values),
         SUMMARY,

@@ -13,12 +13,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
 from dst_grpc.cli._facts import decimals_for, number_text
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_metric, read_pairs
 from dst_grpc.cli._pictures import BAR, LABEL, Paper, coloured, plain_table, title, token_bars
-from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import human_count
 from dst_grpc.cli._token_names import token_names
 from dst_grpc.client import (
@@ -143,13 +143,9 @@ def attribute(
             autoencoders=autoencoder or (),
             model=model or None,
         )
-        with connect(server) as client, progress_bar() as progress:
-            task = progress.add_task("scoring pairs", total=None)
-            answer = client.attribute_request(
-                request,
-                on_progress=lambda news: progress.update(task, completed=news.done, total=news.total),
-                timeout=timeout,
-            )
+        work = Work("scoring, then patching", "step") if verify else Work("scoring", "pair")
+        with asking(server, lambda _: work) as (client, show):
+            answer = client.attribute_request(request, on_progress=show, timeout=timeout)
         if as_json:
             typer.echo(json.dumps(_document(answer), ensure_ascii=False))
         else:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
 from dst_grpc.cli._files import check_page, read_json, write_text
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -25,14 +24,13 @@ from dst_grpc.cli._pairs import (
     read_lines,
     read_pairs,
 )
-from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
     DEFAULT_TARGET,
     CircuitAnswer,
     CircuitEvaluation,
     CircuitKind,
-    CircuitProgress,
     CircuitRequest,
     CircuitStage,
     Orientation,
@@ -44,9 +42,9 @@ from dst_grpc.domain.circuit import DEFAULT_STEPS, DEFAULT_WANTED_FAITHFULNESS
 from dst_grpc.errors import InvalidRequest, Violations
 
 STAGES = {
-    CircuitStage.SCORES: "scoring pairs",
-    CircuitStage.EVALUATION: "running circuits",
-    CircuitStage.SEARCH: "trying edges",
+    CircuitStage.SCORES: Work("scoring", "pair"),
+    CircuitStage.EVALUATION: Work("running circuits", "run"),
+    CircuitStage.SEARCH: Work("searching", "step"),
 }
 _BAR = 24
 ScoresOption = Annotated[
@@ -153,11 +151,8 @@ def circuit(
             **(_curve(of_curve, with_scores=as_json) if has_curve else {}),
             **({} if file is None else {"scores": file.scores, "scores_orientation": "denoising"}),
         )
-        with connect(server) as client, progress_bar() as progress:
-            task = progress.add_task("", total=None)
-            answer = client.circuit_request(
-                request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
-            )
+        with asking(server, lambda news: STAGES[news.stage]) as (client, show):
+            answer = client.circuit_request(request, on_progress=show, timeout=timeout)
         if as_json:
             typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
         elif html is not None:
@@ -187,10 +182,6 @@ def _curve(of_curve: Mapping[str, Any], *, with_scores: bool) -> dict[str, Any]:
     """The arguments of the curve, as far as they were given."""
     names = {"select": "selection", "faithfulness": "wanted_faithfulness", "fraction": "fractions", "steps": "steps"}
     return {"with_scores": with_scores} | {names[one]: value for one, value in of_curve.items() if value is not None}
-
-
-def _show(progress: Progress, task: TaskID, news: CircuitProgress) -> None:
-    progress.update(task, description=STAGES[news.stage], completed=news.done, total=news.total)
 
 
 # Files

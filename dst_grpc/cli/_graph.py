@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from dst_grpc.cli._arguments import PromptArgument
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
 from dst_grpc.cli._files import check_writable, read_json, write_text
 from dst_grpc.cli._graph_page import graph_page, shown_features, units_in_words
-from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.cli._token_names import token_name, token_names
 from dst_grpc.client import (
@@ -24,7 +23,6 @@ from dst_grpc.client import (
     Client,
     GraphAnswer,
     GraphPhase,
-    GraphProgress,
     GraphScoredFeature,
     NodeRow,
     make_graph_request,
@@ -36,10 +34,10 @@ from dst_grpc.domain.graph_probes import SCORED_KINDS
 from dst_grpc.errors import InvalidRequest, Violations, first_of
 
 PHASES = {
-    GraphPhase.RECORDING: "running the prompt",
-    GraphPhase.TARGETS: "edges into targets",
-    GraphPhase.FEATURES: "edges into nodes",
-    GraphPhase.PRUNING: "pruning",
+    GraphPhase.RECORDING: Work("running the prompt", "step"),
+    GraphPhase.TARGETS: Work("edges into targets", "target"),
+    GraphPhase.FEATURES: Work("edges into nodes", "node"),
+    GraphPhase.PRUNING: Work("pruning", "step"),
 }
 PATHS = 5
 _LABELLED = (*UNIT_KINDS, *ERROR_KINDS)
@@ -143,11 +141,8 @@ def graph(
             begin_token="automatic" if begin else "as_given",
             model=model or None,
         )
-        with connect(server) as client, progress_bar() as progress:
-            task = progress.add_task("", total=None)
-            answer = client.graph_request(
-                request, on_progress=lambda news: _show(progress, task, news), timeout=timeout
-            )
+        with asking(server, lambda news: PHASES[news.phase]) as (client, show):
+            answer = client.graph_request(request, on_progress=show, timeout=timeout)
             names = shown_features(answer) if html is not None else [row.name for row in answer.top(top, SCORED_KINDS)]
             wants_tokens = html is not None or to_json is None
             scored = _scored(client, answer, names if wants_tokens else (), timeout)
@@ -171,10 +166,6 @@ def _scored(
     found = client.feature_tokens(graph, names, timeout=timeout) if names else ()
     client.drop_graph(graph)
     return found
-
-
-def _show(progress: Progress, task: TaskID, news: GraphProgress) -> None:
-    progress.update(task, description=PHASES[news.phase], completed=news.done, total=news.total)
 
 
 def read_labels(path: Path) -> dict[str, str]:

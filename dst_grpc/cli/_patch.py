@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, connect, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -26,7 +26,7 @@ from dst_grpc.cli._pairs import (
     read_pairs,
 )
 from dst_grpc.cli._pictures import Paper, title
-from dst_grpc.cli._progress import progress_bar
+from dst_grpc.cli._progress import Work, asking
 from dst_grpc.client import (
     DEFAULT_TARGET,
     Alternative,
@@ -108,13 +108,8 @@ def patch(
             autoencoders=autoencoder or (),
             model=model or None,
         )
-        with connect(server) as client, progress_bar() as progress:
-            task = progress.add_task("running cells", total=None)
-            answer = client.patch_request(
-                request,
-                on_progress=lambda news: progress.update(task, completed=news.done, total=news.total),
-                timeout=timeout,
-            )
+        with asking(server, lambda _: Work("patching", "run")) as (client, show):
+            answer = client.patch_request(request, on_progress=show, timeout=timeout)
         if as_json:
             typer.echo(json.dumps(_document(answer), ensure_ascii=False))
         else:

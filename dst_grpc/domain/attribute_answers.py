@@ -89,7 +89,7 @@ class AttributeProgress:
     """How far the work is."""
 
     done: int
-    """Pairs that are scored, then edges that are verified."""
+    """Pairs that are scored, then pairs whose edges are verified."""
     total: int
     """Both, of all."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.fake_service import FakeService
 
@@ -39,6 +42,27 @@ def test_a_terminal_gets_colours_and_progress(service: FakeService) -> None:
     assert "deriving" in seen
     # The bar is wiped before the answer is printed.
     assert seen.rindex("\x1b[2K") < seen.index("2 tokens")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "amount"),
+    [
+        (("patch", "a b", "c d", "--target", " x"), "patching 2/2 runs"),
+        (("attribute", "a b", "c d", "--target", " x"), "scoring 1/1 pair"),
+        (("circuit", "a b", "c d", "--target", " x"), "running circuits 2/2 runs"),
+        (("graph", "a b"), "edges into nodes 12/12 nodes"),
+    ],
+)
+def test_progress_says_what_it_counts(service: FakeService, arguments: tuple[str, ...], amount: str) -> None:
+    seen, code = on_a_terminal(service, *arguments)
+    assert code == 0, seen
+    assert amount in words_of(seen)
+    assert "bytes" not in seen
+
+
+def words_of(seen: str) -> str:
+    """The text of what is seen, without control sequences and bars, one space between words."""
+    return " ".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|[━╸╺]", " ", seen).split())
 
 
 def test_colours_can_be_turned_off(service: FakeService) -> None:

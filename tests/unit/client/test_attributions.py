@@ -97,7 +97,7 @@ def test_the_one_score_of_an_array_without_axes_is_its_largest() -> None:
 
 def with_scores(*sizes: int) -> list[Any]:
     """The parts of an answer with arrays of MLPs of these sizes, without their values."""
-    header, pairs, _, summary = attribute_parts()
+    header, _, pairs, _, summary = attribute_parts()
     assert isinstance(header, AttributePart)
     infos = tuple(
         ScoresInfo(
