@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final, Never, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -29,7 +29,7 @@ from google.protobuf.message_factory import GetMessageClass
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
 from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented, require
-from dst_grpc.failures import failure_of
+from dst_grpc.failures import failure_of, without_frames
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, enter
 from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.rpc.draining import draining_error
@@ -254,9 +254,10 @@ class MethodTable(grpc.GenericRpcHandler):
                 self._add_load(context)
                 context.inner.set_trailing_metadata(tuple(context.trailing_metadata))
                 return answer  # noqa: TRY300  what is raised above ends the call too
-            except grpc.aio.AbortError:
+            except grpc.aio.AbortError as aborted:
                 code = context.code().name
-                raise
+                without_frames(aborted)  # as where this layer ends a call with an error
+                return None
             except grpc.aio.BaseError:
                 # The connection was lost during a read or a write; nobody is left to be told. If it were raised, gRPC
                 # would log it as an error of the server.
@@ -273,6 +274,7 @@ class MethodTable(grpc.GenericRpcHandler):
             end()  # before the status is sent, which waits until the client has read all that was sent before
             self._add_load(context)
             await _refuse(context, error, incoming)
+            return None
         finally:
             self._running.discard(task)
             self._ended.discard(task)
@@ -298,7 +300,7 @@ def _tell_end(started: list[tuple[CallObserver, object]], context: ObservedConte
         observer.on_end(token, context.info, outcome)
 
 
-async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming | None) -> Never:
+async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming | None) -> None:
     """End a call with *error*, once its client can take note of it; raises as `abort`."""
     if isinstance(error, WrongToken):
         await asyncio.sleep(error.wait_seconds)

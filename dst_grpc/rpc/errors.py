@@ -11,7 +11,7 @@ import math
 import secrets
 from asyncio import CancelledError
 from collections.abc import Sequence
-from typing import Any, Never
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -76,11 +76,10 @@ def pushback(error: DstError) -> str | None:
 
 async def abort(
     context: grpc.aio.ServicerContext[Any, Any], error: DstError, metadata: Sequence[tuple[str, str | bytes]] = ()
-) -> Never:
-    """End the call with the error's status, details and pushback, and *metadata* beside these.
+) -> None:
+    """End the call with the error's status, details and pushback, and *metadata* beside these. Nothing may follow.
 
     Raises:
-        grpc.aio.AbortError: It is ended.
         CancelledError: The client went away meanwhile.
     """
     status = rpc_status.to_status(wire_errors.error_to_status(error))
@@ -90,7 +89,10 @@ async def abort(
         trailing += ((PUSHBACK_KEY, delay),)
     try:
         await context.abort(status.code, status.details, trailing)
-    except grpc.aio.AbortError:
-        raise
+    except grpc.aio.AbortError as aborted:
+        # gRPC raises it again once the call's handler has returned. It keeps it with the call, which the frames that it
+        # passes through refer to: were it raised through ours, all that they hold, as the request, would be left to be
+        # collected.
+        without_frames(aborted)
     except grpc.aio.BaseError:
         raise CancelledError from None

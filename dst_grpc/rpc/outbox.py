@@ -267,12 +267,15 @@ class Outbox:
         except BaseException as error:  # noqa: BLE001  raised again, once what was put before is taken
             failure = without_locals(error)  # which would wait for the reader too
         self._producing = None
-        if self._is_stopped and not task.uncancel():
-            return None  # delivering says why
-        if patience.expired() or (isinstance(failure, asyncio.CancelledError) and task.cancelling()):
-            raise asyncio.CancelledError
-        self._wake()
-        return failure
+        try:
+            if self._is_stopped and not task.uncancel():
+                return None  # delivering says why
+            if patience.expired() or (isinstance(failure, asyncio.CancelledError) and task.cancelling()):
+                raise asyncio.CancelledError
+            self._wake()
+            return failure
+        finally:
+            del failure  # its traceback refers to this frame, and both would be left to be collected
 
     async def _delivered(self, patience: asyncio.Timeout) -> None:
         """Wait until all is taken."""

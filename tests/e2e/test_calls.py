@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from dst_grpc._gen.dst.v1 import (
     trace_pb2,
 )
 from dst_grpc.domain.requests import DeriveRequest
+from dst_grpc.domain.sender import HERE
 from dst_grpc.errors import (
     Cancelled,
     DataLoss,
@@ -41,6 +43,7 @@ from dst_grpc.errors import (
     Unavailable,
     Unimplemented,
 )
+from dst_grpc.observability.calls import CallInfo
 from dst_grpc.rpc.ports import AnswerPart
 from dst_grpc.wire.assembly import assemble
 from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged, status_of
@@ -142,6 +145,38 @@ async def test_a_fault_of_ours_is_internal_and_its_text_stays_here(rig: Rig) -> 
     assert isinstance(error, Internal)
     assert error.error_id
     assert "secret" not in str(status_of(caught.value))
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+async def test_a_call_without_an_answer_is_gone_with_its_end_and_not_left_to_be_collected(
+    rig: Rig, is_given_up: bool
+) -> None:
+    def n_calls() -> int:
+        return sum(isinstance(one, CallInfo) for one in gc.get_objects())
+
+    async def script(request: DeriveRequest) -> AsyncGenerator[Sequence[AnswerPart], None]:
+        begun.set()
+        await asyncio.sleep(CALL_SECONDS if is_given_up else 0)
+        async for part in failing(Exhausted("the queue is full"))(request):
+            yield part
+
+    begun, pipeline = asyncio.Event(), rig.parts.pipeline
+    pipeline.scripts["x"] = script
+    before = n_calls()
+    gc.disable()
+    try:
+        call = rig.scalars.Derive(derive_request("x"), timeout=CALL_SECONDS)
+        await begun.wait()
+        if is_given_up:
+            call.cancel()
+        else:
+            assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        pipeline.sender = HERE
+        async with asyncio.timeout(CALL_SECONDS):
+            while n_calls() > before:  # noqa: ASYNC110  nothing tells when gRPC lets a call go
+                await asyncio.sleep(0)
+    finally:
+        gc.enable()
 
 
 async def test_a_cancellation_from_within_does_not_leave_the_client_waiting(rig: Rig) -> None:
