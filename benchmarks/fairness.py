@@ -3,7 +3,8 @@
 Requests are 80 / 20 small ones and ones of eight times as many tokens, with a deadline of 2 s and Poisson arrivals.
 Rates are relative to the capacity that is measured just before: what the six get done that always have requests in
 flight. Work is also compared with what a single caller gets done alone, in longer batches. Phases are interleaved, so
-that a slow minute slows all.
+that a slow minute slows all. What else the machine does is left out of how long refusals take: the time that the event
+loops of both sides waited for a processor.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.pipeline.plan import Plan
 from dst_grpc.wire.codec import to_wire
-from scripts.serving import running, write_tokens
+from scripts.serving import running, undisturbed_seconds, write_tokens
 from tests.load.common import quantile
 
 _DERIVE = "/dst.v1.DerivedScalarService/Derive"
@@ -112,6 +113,7 @@ class _Target:
     """A server of this benchmark's own."""
 
     address: str
+    pid: int
     metrics: str
     log: Path
 
@@ -176,7 +178,9 @@ def _serving(device: _Device) -> Iterator[_Target]:
         port = _free_port()
         command += ["--auth-token-file", str(top / "tokens"), "--metrics-port", str(port)]
         with running(*command, log=top / "log", OMP_NUM_THREADS="1") as found:
-            yield _Target(address=found.address, metrics=f"http://127.0.0.1:{port}/metrics", log=top / "log")
+            yield _Target(
+                address=found.address, pid=found.pid, metrics=f"http://127.0.0.1:{port}/metrics", log=top / "log"
+            )
 
 
 @dataclass
@@ -187,7 +191,7 @@ class _Ends:
     ok: list[float] = field(default_factory=list)
     """Seconds from when one was due to its answer."""
     refused: list[float] = field(default_factory=list)
-    """Seconds from when one was sent to its refusal."""
+    """Seconds from when one was sent to its refusal, less those that event loops waited for a processor."""
     work: float = 0.0
     """Of those that were answered before their deadline, in small requests."""
 
@@ -205,9 +209,10 @@ class _Ends:
 class _Caller:
     """One caller, on a connection of its own."""
 
-    def __init__(self, address: str, name: str, seed: int) -> None:
+    def __init__(self, target: _Target, name: str, seed: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-        self.channel = grpc.aio.insecure_channel(address, options=options)
+        self.channel = grpc.aio.insecure_channel(target.address, options=options)
+        self._pid = target.pid
         self._call: Any = self.channel.unary_stream(_DERIVE)
         self._metadata = (("authorization", f"Bearer {_token_of(name)}"),)
         self._chance, self._numbers = random.Random(name), itertools.count(seed << 32)
@@ -227,15 +232,15 @@ class _Caller:
     ) -> None:
         """Send a question and read its answer."""
         work, request = asked or self.question()
-        sent = time.perf_counter()
-        due = sent if due is None else due
+        sent = undisturbed_seconds(self._pid)
+        due = time.perf_counter() if due is None else due
         try:
             async for _ in self._call(request, timeout=deadline, metadata=self._metadata):
                 pass
         except grpc.aio.AioRpcError as error:
             code = error.code().name
             if code == "RESOURCE_EXHAUSTED":
-                self.ends.refused.append(time.perf_counter() - sent)
+                self.ends.refused.append(undisturbed_seconds(self._pid) - sent)
         else:
             code = "OK"
             self.ends.ok.append(time.perf_counter() - due)
@@ -254,7 +259,7 @@ class _Caller:
 
 @asynccontextmanager
 async def _callers(target: _Target, names: Sequence[str], seed: int) -> AsyncGenerator[Mapping[str, _Caller], None]:
-    found = {name: _Caller(target.address, name, seed + i) for i, name in enumerate(names)}
+    found = {name: _Caller(target, name, seed + i) for i, name in enumerate(names)}
     try:
         yield found
     finally:

@@ -43,6 +43,11 @@ def queued_seconds(pid: int) -> float:
         return 0.0
 
 
+def undisturbed_seconds(pid: int) -> float:
+    """Reading of a clock that stands still while the event loop of this process, or of *pid*, waits for a processor."""
+    return time.perf_counter() - queued_seconds(os.getpid()) - queued_seconds(pid)
+
+
 @contextmanager
 def running(*command: str, log: Path | None = None, **environment: str) -> Iterator[Server]:
     """Run Python with *command*, which prints where it is ready, and stop it afterwards.

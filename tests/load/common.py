@@ -17,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from dst_grpc._gen.dst.v1 import component_pb2, derived_scalar_type_pb2, inference_pb2, resolution_pb2
-from scripts.serving import SERVE, Server, queued_seconds, running
+from scripts.serving import SERVE, Server, running, undisturbed_seconds
 
 DERIVE = "/dst.v1.DerivedScalarService/Derive"
 DERIVE_STREAM = "/dst.v1.DerivedScalarService/DeriveStream"
@@ -111,17 +111,14 @@ async def health_checked(target: Target) -> AsyncGenerator[list[float], None]:
             "/grpc.health.v1.Health/Check", request_serializer=health_pb2.HealthCheckRequest.SerializeToString
         )
 
-        def now() -> float:
-            return time.perf_counter() - queued_seconds(os.getpid()) - queued_seconds(target.pid)
-
         async def ask() -> None:
             while True:
-                start = now()
+                start = undisturbed_seconds(target.pid)
                 try:
                     with suppress(grpc.aio.AioRpcError):
                         await check(health_pb2.HealthCheckRequest(), timeout=60)
                 finally:
-                    waits.append(now() - start)
+                    waits.append(undisturbed_seconds(target.pid) - start)
                 await asyncio.sleep(0.02)
 
         await check(health_pb2.HealthCheckRequest(), timeout=300)
