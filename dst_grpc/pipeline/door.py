@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dst_grpc.domain.urgency import Urgency
 
 _RETRY_SECONDS = 1.0
-_SHARE_OF_BYTES = 0.25
+SHARE_OF_BYTES = 0.25
 """Part of the bytes of waiting messages that one caller may have."""
 
 
@@ -185,7 +185,7 @@ class Door:
         if self._n_waiting >= bounds.max_requests:
             raise _full("requests", "max_queued_requests", bounds.max_requests)
         # A request is let in if nothing else waits, however large: the size of a message has a limit of its own.
-        largest = int(bounds.max_bytes * _SHARE_OF_BYTES)
+        largest = int(bounds.max_bytes * SHARE_OF_BYTES)
         if self._bytes[caller] and self._bytes[caller] + request_bytes > largest:
             raise _full("bytes of the caller's requests", "max_queued_bytes_per_caller", largest)
         if self._n_bytes and self._n_bytes + request_bytes > bounds.max_bytes:

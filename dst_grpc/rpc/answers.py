@@ -8,8 +8,6 @@ from contextlib import aclosing
 from itertools import chain, groupby
 from typing import Any, Protocol, TypeVar
 
-from google.protobuf.message import Message
-
 from dst_grpc.contexts.threads import Threads
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.results import MadeAnswer
@@ -17,7 +15,7 @@ from dst_grpc.domain.sender import Sender
 from dst_grpc.domain.urgency import Urgency
 from dst_grpc.errors import Violations
 from dst_grpc.rpc.calls import ObservedContext
-from dst_grpc.rpc.reading import Reading
+from dst_grpc.rpc.reading import Reading, Received
 from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.envelope import Buffers, Envelope, packed_alone
 from dst_grpc.wire.frames import FrameCutter, is_light
@@ -110,13 +108,13 @@ def _is_light(parts: Sequence[Any]) -> bool:
 async def answers_of(
     reading: Reading,
     cls: type[T],
-    message: Message,
+    received: Received[Any],
     caller: Caller,
     answer: Callable[[T, Violations | None], Awaitable[Answer]],
 ) -> Messages:
-    """The messages of the *answer* to the request in *message*, which *caller* sent, once it is read; raises what
+    """The messages of the *answer* to the request that was *received* from *caller*, once it is read; raises what
     `Reading.read` does."""
-    messages = await answer(*await reading.read(cls, message, caller))
+    messages = await answer(*await reading.read(cls, *received, caller))
     if isinstance(messages, Sequence):
         for each in messages:
             yield each

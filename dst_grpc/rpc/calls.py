@@ -28,19 +28,17 @@ from google.protobuf.message_factory import GetMessageClass
 
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.timeline import Stage, Timeline
-from dst_grpc.errors import DstError, InvalidRequest, Reason, Unimplemented, require
+from dst_grpc.errors import DstError, Unimplemented, require
 from dst_grpc.failures import failure_of, without_frames
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, enter
 from dst_grpc.observability.trace_context import trace_parent
 from dst_grpc.rpc.draining import draining_error
 from dst_grpc.rpc.errors import abort, as_dst_error, outcome_of
 from dst_grpc.rpc.identity import WrongToken
+from dst_grpc.rpc.incoming import Incoming, Intake
 from dst_grpc.rpc.outbox import Outbox, Unread
-from dst_grpc.rpc.reading import Incoming, Reading, RequestStream
+from dst_grpc.rpc.reading import Reading, RequestStream
 from dst_grpc.rpc.request_id import REQUEST_ID_KEY, request_id_of
-
-_CANCEL_SECONDS = 0.05
-"""Within which gRPC tells that a call was cancelled whose messages have ended."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs only
@@ -118,7 +116,7 @@ def _counted(info: CallInfo, data: bytes) -> bytes:
     return data
 
 
-_Work = Callable[[Any, ObservedContext], Awaitable[bytes | None]]
+_Work = Callable[[Incoming, ObservedContext], Awaitable[bytes | None]]
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -137,6 +135,7 @@ class MethodTable(grpc.GenericRpcHandler):
         unread: Unread | None = None,
         load: Callable[[], tuple[str, bytes]] | None = None,
         reading: Reading | None = None,
+        intake: Intake | None = None,
     ) -> None:
         """Start empty.
 
@@ -145,9 +144,10 @@ class MethodTable(grpc.GenericRpcHandler):
             unread: where streamed answers wait for their readers; None for one of its own.
             load: further metadata to send with the status of each call.
             reading: parses requests; None for one of its own.
+            intake: bounds what is read of each caller; None for one of its own.
         """
         self._observers, self._unread, self._load = tuple(observers), unread or Unread(), load
-        self._reading = reading or Reading()
+        self._reading, self._intake = reading or Reading(), intake or Intake()
         self._running: set[asyncio.Task[Any]] = set()
         """Tasks of the calls in progress."""
         self._ended: set[asyncio.Task[Any]] = set()
@@ -181,12 +181,13 @@ class MethodTable(grpc.GenericRpcHandler):
         work = _work_of(behaviour, method)
 
         async def observed(_messages: object, context: Context) -> bytes | None:
-            # A single request is read here: gRPC, asked to read it, would never end a call that has none.
             info = self._info(full_name, context)
-            data = None if method.client_streaming else await context.read()
             wrapped = ObservedContext(context, info, request_type, self._reading, self._unread)
-            return await self._observe(work, data, wrapped)
+            incoming = Incoming(context, info, self._intake, is_stream=method.client_streaming)
+            return await self._observe(work, incoming, wrapped)
 
+        # A single request too is read here: gRPC would take it in before it is known who calls, and never end a call
+        # that has none.
         if method.server_streaming:
             return grpc.stream_stream_rpc_method_handler(observed)
         return grpc.stream_unary_rpc_method_handler(observed)
@@ -194,13 +195,13 @@ class MethodTable(grpc.GenericRpcHandler):
     def _unknown(self, full_name: str) -> _Handler:
         """The handler of an unknown method: it takes any call shape, and observers see the call."""
 
-        async def refuse(_data: object, _context: ObservedContext) -> None:
+        async def refuse(_incoming: object, _context: ObservedContext) -> None:
             raise Unimplemented(f"the server has no method {full_name!r}", metadata={"method": full_name})
 
         async def observed(_messages: object, context: Context) -> None:
             info = self._info(full_name, context, is_known=False)
             wrapped = ObservedContext(context, info, Empty, self._reading, self._unread)
-            await self._observe(refuse, None, wrapped)
+            await self._observe(refuse, Incoming(context, info, self._intake, is_stream=True), wrapped)
 
         return grpc.stream_stream_rpc_method_handler(observed)
 
@@ -231,9 +232,8 @@ class MethodTable(grpc.GenericRpcHandler):
         # A task inside the call was cancelled. If that were raised, the client would wait forever.
         return as_dst_error(RuntimeError(f"cancelled from within: {stop!r}"), method=info.method)
 
-    async def _observe(self, work: _Work, request: bytes | None, context: ObservedContext) -> bytes | None:
-        """Run a call between its observers; *request* is None if there may be several. Error mapping is innermost:
-        observers see the code that was sent."""
+    async def _observe(self, work: _Work, incoming: Incoming, context: ObservedContext) -> bytes | None:
+        """Run a call between its observers. Error mapping is innermost: observers see the code that was sent."""
         started: list[tuple[CallObserver, object]] = []
         code = "OK"
         error: DstError | None = None
@@ -245,12 +245,11 @@ class MethodTable(grpc.GenericRpcHandler):
         enter(context.info)
         task = require(asyncio.current_task())
         self._running.add(task)
-        incoming = Incoming(context.inner) if request is None else None
         try:
             try:
                 for observer in self._observers:
                     started.append((observer, observer.on_start(context.info)))  # noqa: PERF401  a refusal keeps those before
-                answer = await work(incoming or request, context)
+                answer = await work(incoming, context)
                 self._add_load(context)
                 context.inner.set_trailing_metadata(tuple(context.trailing_metadata))
                 return answer  # noqa: TRY300  what is raised above ends the call too
@@ -279,8 +278,7 @@ class MethodTable(grpc.GenericRpcHandler):
             self._running.discard(task)
             self._ended.discard(task)
             end()
-            if incoming is not None:
-                incoming.close()
+            incoming.close()
 
     def _add_load(self, context: ObservedContext) -> None:
         if self._load is not None:
@@ -300,12 +298,11 @@ def _tell_end(started: list[tuple[CallObserver, object]], context: ObservedConte
         observer.on_end(token, context.info, outcome)
 
 
-async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming | None) -> None:
+async def _refuse(context: ObservedContext, error: DstError, incoming: Incoming) -> None:
     """End a call with *error*, once its client can take note of it; raises as `abort`."""
     if isinstance(error, WrongToken):
         await asyncio.sleep(error.wait_seconds)
-    if incoming is not None:
-        await incoming.hear_out()
+    await incoming.hear_out()
     await abort(context.inner, error, context.trailing_metadata)
 
 
@@ -318,27 +315,27 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     """*behaviour* as one coroutine over bytes, whatever its shape."""
     if getattr(behaviour, "is_of_bytes", False):
 
-        async def of_bytes(data: Any, context: ObservedContext) -> None:
-            await behaviour(context.received(await _given(data)), context)
+        async def of_bytes(incoming: Incoming, context: ObservedContext) -> None:
+            await behaviour(context.received(await incoming.only()), context)
 
         return of_bytes
 
     if not method.server_streaming:
 
-        async def single(data: Any, context: ObservedContext) -> bytes:
-            return context.counted(_bytes_of(await behaviour(await _request(data, context), context)))
+        async def single(incoming: Incoming, context: ObservedContext) -> bytes:
+            return context.counted(_bytes_of(await behaviour(await _request(incoming, context), context)))
 
         return single
 
     if inspect.iscoroutinefunction(behaviour):
 
-        async def written(data: Any, context: ObservedContext) -> None:
-            await behaviour(await _request(data, context), context)
+        async def written(incoming: Incoming, context: ObservedContext) -> None:
+            await behaviour(await _request(incoming, context), context)
 
         return written
 
-    async def streamed(data: Any, context: ObservedContext) -> None:
-        await context.outbox.send(_serialised(behaviour(await _request(data, context), context)))
+    async def streamed(incoming: Incoming, context: ObservedContext) -> None:
+        await context.outbox.send(_serialised(behaviour(await _request(incoming, context), context)))
 
     return streamed
 
@@ -355,16 +352,9 @@ def _bytes_of(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-async def _request(data: Any, context: ObservedContext) -> Message | RequestStream[Message]:
-    """The request, or the stream of requests, from what gRPC gives."""
-    given = await _given(data)
-    return await context.parse(given) if isinstance(given, bytes) else RequestStream(given, context.parse)
-
-
-async def _given(data: Any) -> Any:
-    """*data*, of a call that has a request; raises InvalidRequest if it has none."""
-    if data is grpc.aio.EOF:
-        # A cancelled call, or one whose deadline has passed, ends so too; gRPC cancels its task a little later.
-        await asyncio.sleep(_CANCEL_SECONDS)
-        raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
-    return data
+async def _request(incoming: Incoming, context: ObservedContext) -> Message | RequestStream[Message]:
+    """The request, or the stream of requests."""
+    if incoming.is_stream:
+        incoming.open()
+        return RequestStream(incoming, context.parse)
+    return await context.parse(await incoming.only())

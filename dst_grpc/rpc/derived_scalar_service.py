@@ -32,7 +32,7 @@ from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
 from dst_grpc.rpc.ports import PipelinePort, Stage
-from dst_grpc.rpc.reading import Reading, Refused, RequestStream
+from dst_grpc.rpc.reading import Reading, Received, Refused, RequestStream
 from dst_grpc.rpc.tensor_store import TensorStore
 from dst_grpc.wire.durations import seconds_from_wire
 from dst_grpc.wire.envelope import CHUNK_BYTES, Envelope
@@ -158,19 +158,21 @@ class DeriveItems:
         self._of_call = sender
         self._reading = reading
 
-    def read(self, message: inference_pb2.DeriveStreamRequest | Refused) -> Item | Cancellation:
-        """The item or cancellation in *message*."""
-        if isinstance(message, Refused):
-            return _refused(message, inference_pb2.DeriveStreamRequest, self.id_path)
+    def read(self, received: Received[inference_pb2.DeriveStreamRequest] | Refused) -> Item | Cancellation:
+        """The item or cancellation in a message."""
+        if isinstance(received, Refused):
+            return _refused(received, inference_pb2.DeriveStreamRequest, self.id_path)
+        message, n_bytes = received
         if message.HasField("cancel"):
             return Cancellation(message.cancel.request_id)
         seconds = seconds_from_wire(message.timeout)
-        n_bytes = message.ByteSize()
         derive, caller = partial(self._derive, self._sender(seconds, n_bytes)), self._of_call.caller
         return Item(
             request_id=message.request.request_id,
-            answers=lambda item: answers_of(self._reading, DeriveStreamRequest, message, caller, partial(derive, item)),
-            problems=lambda: self._reading.violations(DeriveStreamRequest, message, caller),
+            answers=lambda item: answers_of(
+                self._reading, DeriveStreamRequest, received, caller, partial(derive, item)
+            ),
+            problems=lambda: self._reading.violations(DeriveStreamRequest, *received, caller),
             received_bytes=n_bytes,
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
@@ -209,18 +211,18 @@ class ResolveItems:
         self._sender = sender
         self._reading = reading
 
-    def read(self, message: resolution_pb2.ResolveStreamRequest | Refused) -> Item:
-        """The item in *message*."""
-        if isinstance(message, Refused):
-            return _refused(message, resolution_pb2.ResolveStreamRequest, self.id_path)
+    def read(self, received: Received[resolution_pb2.ResolveStreamRequest] | Refused) -> Item:
+        """The item in a message."""
+        if isinstance(received, Refused):
+            return _refused(received, resolution_pb2.ResolveStreamRequest, self.id_path)
         caller = self._sender.caller
         return Item(
-            request_id=message.request.request.request_id,
+            request_id=received.message.request.request.request_id,
             answers=lambda item: answers_of(
-                self._reading, ResolveStreamRequest, message, caller, partial(self._resolve, item)
+                self._reading, ResolveStreamRequest, received, caller, partial(self._resolve, item)
             ),
-            problems=lambda: self._reading.violations(ResolveStreamRequest, message, caller),
-            received_bytes=message.ByteSize(),
+            problems=lambda: self._reading.violations(ResolveStreamRequest, *received, caller),
+            received_bytes=received.n_bytes,
         )
 
     async def _resolve(self, item: ItemInfo, request: ResolveStreamRequest, known: Violations | None) -> Answer:

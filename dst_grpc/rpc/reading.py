@@ -6,13 +6,11 @@ reading takes would tell one caller what others ask.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-import grpc.aio
 from google.protobuf.message import Message
 
 from dst_grpc.contexts.threads import Threads
@@ -24,11 +22,6 @@ from dst_grpc.wire.parsing import is_light, parse
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
-_HEAR_OUT_SECONDS = 1.0
-_HEAR_OUT_BYTES = 64 << 20
-_LOOKS, _LOOK_SECONDS = 5, 0.05
-"""A client that sends nothing between so many looks is not about to. One look would not do: where this process has to
-wait for a processor, what came meanwhile is seen at the next."""
 _THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than a change of
@@ -69,27 +62,30 @@ class Reading:
         with self._waiting(caller, len(data)):
             return await self.threads.run(parse, message_type, data, caller=caller.name)
 
-    async def read(self, cls: type[T], message: Message, caller: Caller) -> tuple[T, Violations | None]:
-        """The request in *message*, with stand-ins for bad fields, and the violations; None if there are none.
+    async def read(self, cls: type[T], message: Message, n_bytes: int, caller: Caller) -> tuple[T, Violations | None]:
+        """The request in *message*, parsed from *n_bytes*, with stand-ins for bad fields, and the violations; None if
+        there are none.
 
         Raises:
             InvalidRequest: Nothing of it is usable.
             Exhausted: Too many wait to be read.
         """
-        value, found = await self._read(cls, message, caller)
+        value, found = await self._read(cls, message, n_bytes, caller)
         if value is None:
             raise found.error()
         return value, found if found.count else None
 
     async def request(self, cls: type[T], data: bytes, caller: Caller) -> tuple[T, Violations | None]:
         """The request in *data*, which *caller* sent, and its violations: as `parsed` and `read` together."""
-        key = caller.name, cls, data
-        recent = self._recent.get(key)
-        if recent is not None:
+        n_bytes = len(data)
+        key = (caller.name, cls, data) if n_bytes <= _SMALL_BYTES else None  # hashing a large one takes milliseconds
+        recent = None if key is None else self._recent.get(key)
+        if key is not None and recent is not None:
             self._recent.move_to_end(key)
             return cast("T", recent), None
-        value, known = await self.read(cls, await self.parsed(message_class_of(cls), data, caller), caller)
-        if known is None and len(data) <= _SMALL_BYTES:
+        message = await self.parsed(message_class_of(cls), data, caller)
+        value, known = await self.read(cls, message, n_bytes, caller)
+        if key is not None and known is None:
             self._keep(key, value)
         return value, known
 
@@ -101,66 +97,24 @@ class Reading:
             (_, _, data), _ = self._recent.popitem(last=False)
             self._recent_bytes -= len(data)
 
-    async def violations(self, cls: type, message: Message, caller: Caller) -> Violations:
-        """What is wrong with the request in *message*."""
-        return (await self._read(cls, message, caller))[1]
+    async def violations(self, cls: type, message: Message, n_bytes: int, caller: Caller) -> Violations:
+        """What is wrong with the request in *message*, parsed from *n_bytes*."""
+        return (await self._read(cls, message, n_bytes, caller))[1]
 
-    async def _read(self, cls: type[T], message: Message, caller: Caller) -> tuple[T | None, Violations]:
-        size = message.ByteSize()
-        if size <= _SMALL_BYTES:
+    async def _read(self, cls: type[T], message: Message, n_bytes: int, caller: Caller) -> tuple[T | None, Violations]:
+        if n_bytes <= _SMALL_BYTES:
             return read_request(cls, message)
-        with self._waiting(caller, size):
+        with self._waiting(caller, n_bytes):
             return await self.threads.run(read_request, cls, message, caller=caller.name)
 
 
-class Incoming:
-    """The messages that a client sends. Whoever waits for one may be cancelled: the next gets it."""
+class Received(NamedTuple, Generic[M]):
+    """A message of a stream."""
 
-    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Read from *context*."""
-        self._context = context
-        self._reading: asyncio.Task[Any] | None = None
-
-    def __aiter__(self) -> Self:
-        """The messages."""
-        return self
-
-    async def __anext__(self) -> bytes:
-        """The next message."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._context.read())
-            self._reading.add_done_callback(_retrieve)
-        data: bytes = await asyncio.shield(self._reading)
-        if data is grpc.aio.EOF:  # type: ignore[comparison-overlap]  # which is no message
-            raise StopAsyncIteration
-        self._reading = None
-        return data
-
-    async def hear_out(self) -> None:
-        """Drop what the client still sends on a call that is about to fail: until it pauses, or for a second.
-
-        A client that is sending while its call ends may not be told why: those of grpc.aio then report INTERNAL.
-        """
-        loop = asyncio.get_running_loop()
-        ends, n_bytes, n_silent = loop.time() + _HEAR_OUT_SECONDS, 0, 0
-        with suppress(grpc.aio.BaseError, StopAsyncIteration):
-            while n_bytes < _HEAR_OUT_BYTES and n_silent < _LOOKS and loop.time() < ends:
-                try:
-                    n_bytes += len(await asyncio.wait_for(anext(self), _LOOK_SECONDS))
-                    n_silent = 0
-                except TimeoutError:
-                    n_silent += 1
-
-    def close(self) -> None:
-        """Wait for no further message."""
-        if self._reading is not None:
-            self._reading.cancel()
-
-
-def _retrieve(reading: asyncio.Task[Any]) -> None:
-    """Take note of how *reading* failed, if it did: with its call, which nobody need be told twice."""
-    if not reading.cancelled():
-        reading.exception()
+    message: M
+    """What it is."""
+    n_bytes: int
+    """Its size on the wire, which protobuf could tell only by writing it again."""
 
 
 class Refused(NamedTuple):
@@ -185,7 +139,7 @@ class RequestStream(Generic[M]):
         async for data in self._messages:
             yield await self._parsed(data)
 
-    async def items(self) -> AsyncGenerator[M | Refused, None]:
+    async def items(self) -> AsyncGenerator[Received[M] | Refused, None]:
         """The messages; raises InvalidRequest at the first that is none."""
         async for data in self._messages:
             try:
@@ -195,4 +149,4 @@ class RequestStream(Generic[M]):
                     raise
                 yield Refused(data, error)
             else:
-                yield message
+                yield Received(message, len(data))

@@ -28,6 +28,7 @@ from dst_grpc.errors import DataLoss, DstError, Internal
 from dst_grpc.observability.calls import CallObserver
 from dst_grpc.observability.later import Later
 from dst_grpc.observability.logs import LogCalls
+from dst_grpc.pipeline.door import SHARE_OF_BYTES
 from dst_grpc.rpc import health, reflection
 from dst_grpc.rpc.access import at_start, files_of, identity_of, warn_if_open
 from dst_grpc.rpc.admission import CallAdmission
@@ -39,6 +40,7 @@ from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.graph_service import GraphService
+from dst_grpc.rpc.incoming import UNREAD_BYTES, Intake, IntakeLimits
 from dst_grpc.rpc.listening import listen, listen_on_port, locked
 from dst_grpc.rpc.load_report import LoadReport
 from dst_grpc.rpc.measuring import Measuring, Sources
@@ -57,6 +59,8 @@ _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 _ONE_PER_PORT = ("grpc.so_reuseport", 0)
 """A second server on the port must fail, not silently take half of the connections."""
+_LEAST_AT_ONCE = 4
+"""Messages that are read at once however large they may be, so that a small one does not wait for a large one."""
 _TELL_SECONDS = 5.0
 """How long a call that the server ends has for its status, which comes after what its client has not read yet."""
 
@@ -281,7 +285,8 @@ class Server:
         """All methods: ours, health, reflection."""
         pipeline = self._parts.pipeline
         load = LoadReport(pipeline.loads).of_ended_call
-        methods = MethodTable(observers, self._unread, load, Reading(pipeline.waiting))
+        intake = Intake(_intake_limits(self._settings))
+        methods = MethodTable(observers, self._unread, load, Reading(pipeline.waiting), intake)
         for descriptor, implementation in services:
             methods.add(descriptor, implementation)
         methods.add(health.SERVICE, self._health)
@@ -306,6 +311,9 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # Else gRPC lets the client of each call send megabytes ahead, once the line is known to be fast.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
                 # Of calls that wait to be accepted, gRPC drops some from 1,000 on, as CANCELLED, and no handler, log or
                 # metric sees them. Accepting one takes little, and our own door decides whether it is served.
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),
@@ -348,6 +356,21 @@ class Server:
                     fields = {"context": status.handle, "percent": 10 * tenths, "bytes": status.bytes_total}
                     _log.info("preloading %s", number, extra=fields)
         _log.info("preloaded %s", number, extra={"context": reference})
+
+
+def _intake_limits(settings: Settings) -> IntakeLimits:
+    """No more messages are read at once than fit, at their largest, what may wait of all callers and of one."""
+    usual, size = IntakeLimits(), settings.max_message_bytes
+
+    def fitting(n_bytes: float, most: int) -> int:
+        return max(_LEAST_AT_ONCE, min(most, int(n_bytes / size)))
+
+    return IntakeLimits(
+        max_messages=fitting(settings.max_queued_bytes, usual.max_messages),
+        max_messages_per_caller=fitting(settings.max_queued_bytes * SHARE_OF_BYTES, usual.max_messages_per_caller),
+        max_streams_per_caller=settings.max_streams_per_caller,
+        slow_sender_seconds=settings.slow_sender_seconds,
+    )
 
 
 def _only_service(module: Any) -> ServiceDescriptor:

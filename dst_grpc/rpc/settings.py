@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """Requests that may wait before more are refused."""
     max_queued_requests_per_caller: Count = 256
     """Requests of one caller that may wait before more of it are refused."""
+    max_streams_per_caller: Count = 64
+    """Streams of requests that one caller may have open before more of it are refused."""
     max_queued_bytes: PositiveBytes = 256 * _MIB
     """Bytes of the messages of waiting requests; one caller may have a quarter of them."""
     patience_seconds: PositiveSeconds = 30.0
@@ -132,6 +134,8 @@ class Settings(BaseSettings):
     """The same for all callers together."""
     slow_reader_seconds: PositiveSeconds = 30.0
     """How long a message may wait for a client to take it before its call is ended."""
+    slow_sender_seconds: PositiveSeconds = 30.0
+    """How long the message of a call may take to come in before the call is ended."""
     max_message_bytes: Annotated[PositiveBytes, Field(ge=1024, le=2**31 - 1)] = 4 * _MIB
     """Largest request message."""
     max_put_tensor_bytes: Bytes = 256 * _MIB

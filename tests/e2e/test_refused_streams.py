@@ -15,9 +15,10 @@ import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2, tensor_pb2, tensor_service_pb2
 from dst_grpc.client import AsyncClient, make_request
+from dst_grpc.domain.callers import Role
 from dst_grpc.errors import Reason, Unavailable
 from tests import tokens
-from tests.e2e.conftest import CALL_SECONDS, Rig, rigged
+from tests.e2e.conftest import CALL_SECONDS, Rig, error_of, rigged
 
 SCALARS, TENSORS = "/dst.v1.DerivedScalarService", "/dst.v1.TensorService"
 _CALLS = 8
@@ -32,6 +33,9 @@ _DESCRIPTION = tensor_service_pb2.PutTensorRequest(
 LARGE = inference_pb2.DeriveStreamRequest(
     request=inference_pb2.DeriveRequest(request_id="a", prompt=inference_pb2.Prompt(text="a" * 10_000))
 ).SerializeToString()
+_REQUEST = inference_pb2.DeriveRequest(request_id="a", prompt=inference_pb2.Prompt(text="a"))
+DERIVE = _REQUEST.SerializeToString()
+ITEM = inference_pb2.DeriveStreamRequest(request=_REQUEST).SerializeToString()
 REFUSED = {
     "malformed at first": (f"{SCALARS}/DeriveStream", [b"\xff"], "INVALID_ARGUMENT"),
     "malformed later": (f"{SCALARS}/ResolveStream", [b"", b"", b"\xff"], "INVALID_ARGUMENT"),
@@ -65,6 +69,49 @@ async def test_a_stranger_who_is_still_sending_is_told(tmp_path: Path) -> None:
     file.write_text(tokens.line("a", "first"), encoding="utf-8")
     async with rigged(auth_token_file=file) as rig:
         assert await codes(rig, f"{SCALARS}/DeriveStream", [LARGE] * _MESSAGES) == {"UNAUTHENTICATED": _CALLS}
+
+
+async def test_a_stranger_with_a_large_message_is_told(tmp_path: Path) -> None:
+    """Before it is read; each waits for its turn to be heard out."""
+    file = tmp_path / "tokens"
+    file.write_text(tokens.line("a", "first"), encoding="utf-8")
+    large = inference_pb2.DeriveRequest(prompt=inference_pb2.Prompt(text="a" * 3_000_000)).SerializeToString()
+    async with rigged(auth_token_file=file) as rig:
+        derive: Any = rig.channel.unary_stream(f"{SCALARS}/Derive")
+
+        async def code() -> str:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await derive(large, timeout=CALL_SECONDS).read()
+            return caught.value.code().name
+
+        assert {*await asyncio.gather(*(code() for _ in range(3 * _CALLS)))} == {"UNAUTHENTICATED"}
+
+
+async def test_a_stream_too_many_is_refused_until_another_ends() -> None:
+    async with rigged(max_streams_per_caller=1) as rig:
+        stream: Any = rig.channel.stream_stream(f"{SCALARS}/DeriveStream")
+        first = stream(timeout=CALL_SECONDS)
+        await first.write(ITEM)
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream(iter([ITEM]), timeout=CALL_SECONDS).read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error_of(caught.value).metadata == {"max_streams_per_caller": "1"}
+        await first.done_writing()
+        while await first.read() is not grpc.aio.EOF:
+            pass
+        assert await stream(iter([ITEM]), timeout=CALL_SECONDS).read()
+
+
+async def test_calls_that_send_nothing_end_and_hold_up_nobody_else(tmp_path: Path) -> None:
+    names = tokens.write(tmp_path / "tokens", silent=Role.ASK, other=Role.ASK)
+    async with rigged(auth_token_file=names, slow_sender_seconds=0.2) as rig:
+        derive: Any = rig.channel.stream_stream(f"{SCALARS}/Derive")
+        silent = [derive(metadata=tokens.bearer("silent-token")) for _ in range(2 * _CALLS)]
+        other = derive(iter([DERIVE]), metadata=tokens.bearer("other-token"), timeout=CALL_SECONDS)
+        assert await other.read()
+        ended = await asyncio.wait_for(asyncio.gather(*(call.code() for call in silent)), CALL_SECONDS)
+        assert {*ended} == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 async def test_a_client_whose_answers_make_it_send_more_is_told_that_the_server_stops() -> None:

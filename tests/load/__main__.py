@@ -16,6 +16,7 @@ from tests.load import (
     fuzz,
     greedy_callers,
     guesses,
+    large_messages,
     malformed_stream,
     plan_cache,
     put_tensors,
@@ -43,6 +44,7 @@ ATTACKS: Mapping[str, Attack] = {
     "guesses": guesses.attack,
     "slow_explain": slow_explain.attack,
     "put_tensors": put_tensors.attack,
+    "large_messages": large_messages.attack,
 }
 ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "greedy_callers": greedy_callers.arguments,
@@ -50,6 +52,7 @@ ARGUMENTS: Mapping[str, Callable[[Path], tuple[str, ...]]] = {
     "tenants": tenants.arguments,
     "guesses": guesses.arguments,
     "put_tensors": put_tensors.arguments,
+    "large_messages": large_messages.arguments,
     "small_windows": small_windows.arguments,
 }
 """What the servers of some attacks are started with, given a folder for files."""

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unavailable
 from dst_grpc.failures import failure_of
-from dst_grpc.observability.calls import CallInfo, CallOutcome, ItemInfo
+from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
 from dst_grpc.rpc.admission import CallAdmission
 from dst_grpc.rpc.calls import MethodTable, ObservedContext
 from dst_grpc.rpc.draining import DrainSignal
@@ -41,8 +41,10 @@ class Peer:
     def __init__(self) -> None:
         self.aborted: list[grpc.StatusCode] = []
         self.trailers: dict[str, str | bytes] = {}
+        self.n_read = 0
 
     async def read(self) -> bytes:
+        self.n_read += 1
         return b""
 
     def peer(self) -> str:
@@ -59,6 +61,21 @@ class Peer:
     async def abort(self, code: grpc.StatusCode, _details: str, metadata: Sequence[tuple[str, str | bytes]]) -> None:
         self.aborted.append(code)
         self.trailers = dict(metadata)
+
+
+class Refusing:
+    """Refuses every call."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def on_start(self, _info: CallInfo) -> None:
+        assert not self._peer.n_read
+        raise Exhausted("full", reason=Reason.QUEUE_FULL)
+
+    def on_end(self, _token: object, _info: CallInfo, _outcome: CallOutcome) -> None: ...
+
+    def on_item(self, _info: CallInfo, _item: ItemInfo, _outcome: CallOutcome) -> None: ...
 
 
 class Ends:
@@ -79,7 +96,7 @@ class Panic(BaseException):
     """As libraries in other languages raise it."""
 
 
-async def called(error: BaseException | None, ends: Ends, peer: Peer) -> None:
+async def called(error: BaseException | None, ends: CallObserver, peer: Peer) -> None:
     """Call a method that raises *error*, or answers."""
 
     class Raising:
@@ -102,6 +119,14 @@ async def test_a_connection_that_breaks_beneath_a_call_ends_it_as_a_cancel_does(
     with pytest.raises(asyncio.CancelledError):
         await called(grpc.aio.InternalError(), ends, Peer())
     assert [outcome.code for outcome in ends.seen] == ["CANCELLED"]
+
+
+async def test_a_call_is_refused_before_its_message_is_read() -> None:
+    """It is dropped afterwards, since a client that is sending while its call ends may not be told why."""
+    peer = Peer()
+    await called(None, Refusing(peer), peer)
+    assert peer.aborted == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert peer.n_read == 1
 
 
 async def test_a_panic_of_a_library_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:

@@ -89,7 +89,7 @@ async def test_a_message_waits_for_its_caller_until_it_is_read() -> None:
     assert waiting.ever == [("second", size)] * 2  # to be parsed, and then to be read
     assert not waiting.now
     await reads.request(DeriveRequest, data_of(), FIRST)
-    await reads.read(DeriveRequest, inference_pb2.DeriveRequest(prompt={"text": "x" * 2000}), FIRST)
+    await reads.request(DeriveRequest, data_of("x" * 2000), FIRST)
     assert len(waiting.ever) == 2  # small ones are read at once
 
 

@@ -1,0 +1,210 @@
+"""The messages that clients send: read from gRPC, a few of each caller at a time.
+
+Of a call that nobody reads, gRPC holds no more than its flow control lets a client send ahead. Once it is asked to
+read, it takes in a whole message, however large, before anything can be known of it. So a call's message is read once
+its caller is known and may call, and those of one caller a few at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import grpc.aio
+
+from dst_grpc.contexts.caller_turns import CallerTurns
+from dst_grpc.errors import DeadlineExceeded, Exhausted, InvalidRequest, Reason
+
+if TYPE_CHECKING:
+    from dst_grpc.observability.calls import CallInfo
+
+_CANCEL_SECONDS = 0.05
+"""Within which gRPC tells that a call was cancelled whose messages have ended."""
+_HEAR_OUT_SECONDS = 1.0
+_HEAR_OUT_BYTES = 64 << 20
+_LOOKS, _LOOK_SECONDS = 5, 0.05
+"""A client that sends nothing between so many looks is not about to. One look would not do: where this process has to
+wait for a processor, what came meanwhile is seen at the next."""
+_RETRY_SECONDS = 1.0
+UNREAD_BYTES = 256 << 10
+"""What gRPC is to hold of a call that nobody reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeLimits:
+    """How much is read at once."""
+
+    max_messages: int = 64
+    """Calls whose message is being read; one of each caller always may be."""
+    max_messages_per_caller: int = 8
+    """Those of one caller."""
+    max_waiting_per_caller: int = 1024
+    """Calls of one caller whose message waits to be read."""
+    max_streams_per_caller: int = 64
+    """Streams of requests that one caller may have open: the next message of each is always being read."""
+    slow_sender_seconds: float = 30.0
+    """How long the message of a call may take to come in."""
+
+
+class Intake:
+    """What is being read, of each caller."""
+
+    def __init__(self, limits: IntakeLimits | None = None) -> None:
+        """Start with nothing."""
+        self.limits = limits or IntakeLimits()
+        self._turns = CallerTurns(
+            at_once=self.limits.max_messages, at_once_per_caller=self.limits.max_messages_per_caller, one_each=True
+        )
+        self._streams: Counter[str] = Counter()
+        """Open streams of each caller."""
+
+    def turn(self, caller: str) -> AbstractAsyncContextManager[None]:
+        """The turn of a call of *caller* to be read.
+
+        Raises:
+            Exhausted: (QUEUE_FULL) if too many wait for theirs.
+        """
+        limit = self.limits.max_waiting_per_caller
+        if self._turns.n_waiting(caller) >= limit:
+            raise _full(f"{limit} calls of the caller wait to be read already", "max_incoming_calls_per_caller", limit)
+        return self._turns.turn(caller)
+
+    def open(self, caller: str) -> None:
+        """Count a stream of *caller*.
+
+        Raises:
+            Exhausted: (QUEUE_FULL) if it has too many.
+        """
+        limit = self.limits.max_streams_per_caller
+        if self._streams[caller] >= limit:
+            raise _full(f"the caller has {limit} streams open already", "max_streams_per_caller", limit)
+        self._streams[caller] += 1
+
+    def close(self, caller: str) -> None:
+        """Count it no more."""
+        self._streams[caller] -= 1
+        if not self._streams[caller]:
+            del self._streams[caller]
+
+
+class Incoming:
+    """The messages of one call. Whoever waits for one may be cancelled: the next gets it."""
+
+    def __init__(
+        self, context: grpc.aio.ServicerContext[Any, Any], info: CallInfo, intake: Intake, *, is_stream: bool
+    ) -> None:
+        """Read from *context* for the call *info*, which *is_stream* of messages or has one, within *intake*."""
+        self.is_stream: Final = is_stream
+        self._context, self._info, self._intake = context, info, intake
+        self._opened: str | None = None
+        """The caller of whose streams this is counted as one."""
+        self._has_begun = False
+        """Whether its only message is being read, or was."""
+        self._reading: asyncio.Task[Any] | None = None
+
+    @property
+    def _caller(self) -> str:
+        """Who sends: the host, where callers are not known, as with health checks and those who are refused."""
+        return self._info.caller.name or self._info.peer.rpartition(":")[0]
+
+    async def only(self) -> bytes:
+        """The message of a call that has one, once it is the turn of its caller.
+
+        Raises:
+            InvalidRequest: It has none.
+            Exhausted: Too many calls of its caller wait to be read.
+            DeadlineExceeded: It took too long to come in.
+        """
+        seconds = self._intake.limits.slow_sender_seconds
+        async with self._intake.turn(self._caller):
+            self._has_begun = True
+            try:
+                async with asyncio.timeout(seconds):
+                    data = await self._context.read()
+            except TimeoutError:
+                raise DeadlineExceeded(f"the message of the call did not come in within {seconds:g} s") from None
+        if _is_end(data):
+            # A cancelled call, or one whose deadline has passed, ends so too; gRPC cancels its task a little later.
+            await asyncio.sleep(_CANCEL_SECONDS)
+            raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
+        return cast("bytes", data)
+
+    def open(self) -> None:
+        """Begin to read a stream.
+
+        Raises:
+            Exhausted: (QUEUE_FULL) if its caller has too many.
+        """
+        self._intake.open(self._caller)
+        self._opened = self._caller
+
+    def __aiter__(self) -> Self:
+        """The messages of a stream."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next message."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._context.read())
+            self._reading.add_done_callback(_retrieve)
+        data: bytes = await asyncio.shield(self._reading)
+        if _is_end(data):
+            raise StopAsyncIteration
+        self._reading = None
+        return data
+
+    async def hear_out(self) -> None:
+        """Drop what the client still sends on a call that is about to fail: its only message, or those of a stream
+        until it pauses; for a second at most, with the time until it is its caller's turn.
+
+        A client that is sending while its call ends may not be told why: those of grpc.aio then report INTERNAL.
+        """
+        if self._has_begun:
+            return
+        with suppress(TimeoutError, Exhausted, grpc.aio.BaseError):
+            async with asyncio.timeout(_HEAR_OUT_SECONDS), self._intake.turn(self._caller):
+                if self.is_stream:
+                    await self._until_pause()
+                else:
+                    await self._context.read()
+
+    async def _until_pause(self) -> None:
+        n_bytes = n_silent = 0
+        with suppress(StopAsyncIteration):
+            while n_bytes < _HEAR_OUT_BYTES and n_silent < _LOOKS:
+                try:
+                    n_bytes += len(await asyncio.wait_for(anext(self), _LOOK_SECONDS))
+                    n_silent = 0
+                except TimeoutError:
+                    n_silent += 1
+
+    def close(self) -> None:
+        """Wait for no further message."""
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._opened is not None:
+            self._intake.close(self._opened)
+            self._opened = None
+
+
+def _is_end(data: object) -> bool:
+    """Whether *data*, which gRPC gave as a message, is none: there are no more."""
+    return data is grpc.aio.EOF
+
+
+def _retrieve(reading: asyncio.Task[Any]) -> None:
+    """Take note of how *reading* failed, if it did: with its call, which nobody need be told twice."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+def _full(what: str, name: str, limit: int) -> Exhausted:
+    return Exhausted(
+        f"{what} ({name}: {limit})",
+        reason=Reason.QUEUE_FULL,
+        retry_after_seconds=_RETRY_SECONDS,
+        metadata={name: str(limit)},
+    )
