@@ -174,6 +174,7 @@ class DeriveItems:
             ),
             problems=lambda: self._reading.violations(DeriveStreamRequest, *received, caller),
             received_bytes=n_bytes,
+            waiting=self._reading.held(n_bytes, caller),
             timeout_seconds=seconds if seconds > 0 else None,  # absent or bad, which reading the rest will report
         )
 
@@ -223,6 +224,7 @@ class ResolveItems:
             ),
             problems=lambda: self._reading.violations(ResolveStreamRequest, *received, caller),
             received_bytes=received.n_bytes,
+            waiting=self._reading.held(received.n_bytes, caller),
         )
 
     async def _resolve(self, item: ItemInfo, request: ResolveStreamRequest, known: Violations | None) -> Answer:

@@ -43,7 +43,7 @@ class IntakeLimits:
     """Those of one caller."""
     max_waiting_per_caller: int = 1024
     """Calls of one caller whose message waits to be read."""
-    max_streams_per_caller: int = 64
+    max_streams_per_caller: int = 256
     """Streams of requests that one caller may have open: the next message of each is always being read."""
     slow_sender_seconds: float = 30.0
     """How long the message of a call may take to come in."""

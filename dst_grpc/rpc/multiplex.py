@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -24,6 +24,8 @@ from dst_grpc.rpc.seen_ids import SeenIds
 
 MessageT = TypeVar("MessageT")
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
+
+_UNCOUNTED = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,8 @@ class Item:
     """Bytes of its message."""
     timeout_seconds: float | None = None
     """How long it may take from its arrival; None = as long as the call."""
+    waiting: AbstractContextManager[object] = _UNCOUNTED
+    """Counts it for its caller while it waits for others of the stream to end; raises Exhausted if too much waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,9 @@ class Multiplexer(Generic[MessageT]):
                 deadline = asyncio.get_running_loop().time() + read.timeout_seconds
             try:
                 await self._check(index, read)
-                async with asyncio.timeout_at(deadline):
-                    await self._slots.acquire()
+                with read.waiting:
+                    async with asyncio.timeout_at(deadline):
+                        await self._slots.acquire()
             except TimeoutError:
                 await self._fail(item, _too_late(read))
             except DstError as error:

@@ -26,6 +26,7 @@ _THREADS = 2
 _SMALL_BYTES = 4096
 """Reading a message of so many bytes takes less than 10 ms, whatever it holds, and mostly less than a change of
 threads."""
+_HELD_BYTES = 64 << 10
 _RECENT_BYTES = 256 << 10
 """Bytes of recent requests; the values in them take up to 80 times as much."""
 
@@ -100,6 +101,11 @@ class Reading:
     async def violations(self, cls: type, message: Message, n_bytes: int, caller: Caller) -> Violations:
         """What is wrong with the request in *message*, parsed from *n_bytes*."""
         return (await self._read(cls, message, n_bytes, caller))[1]
+
+    def held(self, n_bytes: int, caller: Caller) -> AbstractContextManager[object]:
+        """Counts a message of *caller*, of *n_bytes*, that waits on a stream, unless it is so small that a stream may
+        always have one; raises Exhausted on entry if too much waits."""
+        return self._waiting(caller, n_bytes) if n_bytes > _HELD_BYTES else nullcontext()
 
     async def _read(self, cls: type[T], message: Message, n_bytes: int, caller: Caller) -> tuple[T | None, Violations]:
         if n_bytes <= _SMALL_BYTES:

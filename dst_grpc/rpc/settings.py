@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     """Requests that may wait before more are refused."""
     max_queued_requests_per_caller: Count = 256
     """Requests of one caller that may wait before more of it are refused."""
-    max_streams_per_caller: Count = 64
+    max_streams_per_caller: Count = 256
     """Streams of requests that one caller may have open before more of it are refused."""
     max_queued_bytes: PositiveBytes = 256 * _MIB
     """Bytes of the messages of waiting requests; one caller may have a quarter of them."""

@@ -397,7 +397,7 @@ async def test_a_stream_reads_on_after_a_pause(rig: Rig) -> None:
 
 async def test_hundreds_of_idle_streams_hold_no_threads(rig: Rig) -> None:
     before = threading.active_count()
-    calls = [rig.scalars.DeriveStream(timeout=CALL_SECONDS) for _ in range(300)]
+    calls = [rig.scalars.DeriveStream(timeout=CALL_SECONDS) for _ in range(250)]
     for i, call in enumerate(calls):
         await call.write(item(str(i)))
         assert (await call.read()).frames

@@ -25,7 +25,7 @@ _GREEDY, _POLITE = tokens.bearer("greedy-token"), tokens.bearer("polite-token")
 _HEALTH = "/grpc.health.v1.Health/Check"
 _KINDS = {
     "requests": (DERIVE, _GREEDY, 400),
-    "items of streams": (DERIVE_STREAM, _GREEDY, 700),
+    "items of streams": (DERIVE_STREAM, _GREEDY, 1600),
     "requests of strangers": (DERIVE, (), 200),
     "health checks": (_HEALTH, (), 200),
     "calls of unknown methods": ("/dst.v1.OtherService/Call", _GREEDY, 200),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from dst_grpc.errors import DstError, InvalidRequest, Reason, Unavailable, Violations
+from dst_grpc.errors import DstError, Exhausted, InvalidRequest, Reason, Unavailable, Violations
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
 from dst_grpc.rpc.outbox import Unread, UnreadLimits
@@ -27,6 +28,8 @@ class Items:
         self.frames = frames
         self.padding = b"." * (frame_bytes - 1)
         self.gates: dict[str, asyncio.Event] = {}
+        self.waiting: set[str] = set()
+        """What waits for others of the stream to end."""
         self.running: set[str] = set()
         self.most_running = 0
         self.produced = 0
@@ -42,7 +45,16 @@ class Items:
             answers=lambda _item: self.run(request_id),
             problems=self.problems,
             timeout_seconds=float(timeout) if timeout else None,
+            waiting=self.waits(request_id),
         )
+
+    @contextmanager
+    def waits(self, request_id: str) -> Iterator[None]:
+        if request_id.startswith("large"):
+            raise Exhausted("too much waits", reason=Reason.QUEUE_FULL)
+        self.waiting.add(request_id)
+        yield
+        self.waiting.remove(request_id)
 
     async def problems(self) -> Violations:
         return Violations()
@@ -118,6 +130,7 @@ async def test_reading_pauses_while_enough_items_run() -> None:
         await asyncio.sleep(0)
     assert read == ["a", "b", "c"]  # the next one is in hand
     assert items.running == {"a", "b"}
+    assert items.waiting == {"c"}
     items.gates["b"].set()
     for _ in range(100):
         await asyncio.sleep(0)
@@ -127,6 +140,11 @@ async def test_reading_pauses_while_enough_items_run() -> None:
         gate.set()
     assert len(await running) == 18
     assert items.most_running == 2
+
+
+async def test_an_item_that_may_not_wait_fails_alone() -> None:
+    written = await run(Items(frames=1), given("a", "large", "b"))
+    assert sorted(written) == ["1:large!QUEUE_FULL", "a:0", "b:0"]
 
 
 async def test_a_failed_item_ends_with_its_error_and_the_others_go_on() -> None:

@@ -93,6 +93,18 @@ async def test_a_message_waits_for_its_caller_until_it_is_read() -> None:
     assert len(waiting.ever) == 2  # small ones are read at once
 
 
+async def test_a_large_message_of_a_stream_is_counted_while_it_waits() -> None:
+    waiting = Waiting()
+    reads = Reading(waiting)
+    with reads.held(reading._HELD_BYTES, FIRST):
+        assert not waiting.now
+    with reads.held(reading._HELD_BYTES + 1, FIRST):
+        assert waiting.now == [("first", reading._HELD_BYTES + 1)]
+        with pytest.raises(Exhausted), reads.held(reading._HELD_BYTES + 1, SECOND):
+            pass
+    assert not waiting.now
+
+
 async def test_what_may_not_wait_is_refused_or_on_a_stream_fails_alone() -> None:
     waiting = Waiting()
     reads = Reading(waiting)
