@@ -10,6 +10,7 @@ from dst_grpc import __version__
 from dst_grpc.cli._attribute import attribute
 from dst_grpc.cli._catalog import models, server_info, tokenize, types
 from dst_grpc.cli._circuit import circuit
+from dst_grpc.cli._console import reports_errors
 from dst_grpc.cli._contexts import contexts, load, unload, unpin
 from dst_grpc.cli._convert import convert
 from dst_grpc.cli._derive import derive
@@ -67,5 +68,5 @@ for command in (
     pull,
     convert,
 ):
-    app.command()(command)
+    app.command()(reports_errors(command))
 app.add_typer(tokens, name="tokens")

@@ -13,10 +13,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
 from dst_grpc.cli._facts import decimals_for, number_text
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
-from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_metric, read_pairs
+from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_asked, read_pairs
 from dst_grpc.cli._pictures import BAR, LABEL, Paper, coloured, plain_table, title, token_bars
 from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import human_count
@@ -115,43 +115,42 @@ def attribute(
     Example: dst-grpc attribute "Mary and John; John gave a drink to" "Mary and John; Mary gave a drink to" --target "
     Mary" --distractor " John"
     """
-    with errors_reported(as_json=as_json):
-        check_metric(target, loss, pairs)
-        of_tokens = member(AttributionMethod, method, "--method") is AttributionMethod.INTEGRATED_GRADIENTS
-        of_all = sites is None and not (edges or verify or by_position or grad_drop or of_tokens)
-        if verify and by_position:
-            raise InvalidRequest.of("--verify", "must be absent with --by-position: edges are patched at all positions")
-        request = make_attribute_request(
-            clean,
-            corrupt,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            pairs=() if pairs is None else read_pairs(pairs),
-            orientation=Orientation.NOISING if noising else Orientation.DENOISING,
-            method=method,
-            nodes=DEFAULT_NODES if of_all else sites_of(sites or ""),
-            edges=edges or of_all or verify > 0,
-            by_position=by_position,
-            rule=rule,
-            path_rule=path_rule,
-            steps=steps,
-            baseline=baseline,
-            qk_fix=qk_fix,
-            grad_drop=grad_drop,
-            verify=verify,
-            autoencoders=autoencoder or (),
-            model=model or None,
-        )
-        work = Work("scoring, then patching", "step") if verify else Work("scoring", "pair")
-        with asking(server, lambda _: work) as (client, show):
-            answer = client.attribute_request(request, on_progress=show, timeout=timeout)
-        if as_json:
-            typer.echo(json.dumps(_document(answer), ensure_ascii=False))
-        else:
-            out = console()
-            for picture in score_pictures(request, answer, Paper.of(out), top=top):
-                out.print(picture)
+    check_asked(clean, target=target, loss=loss, pairs=pairs)
+    of_tokens = member(AttributionMethod, method, "--method") is AttributionMethod.INTEGRATED_GRADIENTS
+    of_all = sites is None and not (edges or verify or by_position or grad_drop or of_tokens)
+    if verify and by_position:
+        raise InvalidRequest.of("--verify", "must be absent with --by-position: edges are patched at all positions")
+    request = make_attribute_request(
+        clean,
+        corrupt,
+        target=target,
+        distractor=distractor,
+        loss=loss,
+        pairs=() if pairs is None else read_pairs(pairs),
+        orientation=Orientation.NOISING if noising else Orientation.DENOISING,
+        method=method,
+        nodes=DEFAULT_NODES if of_all else sites_of(sites or ""),
+        edges=edges or of_all or verify > 0,
+        by_position=by_position,
+        rule=rule,
+        path_rule=path_rule,
+        steps=steps,
+        baseline=baseline,
+        qk_fix=qk_fix,
+        grad_drop=grad_drop,
+        verify=verify,
+        autoencoders=autoencoder or (),
+        model=model or None,
+    )
+    work = Work("scoring, then patching", "step") if verify else Work("scoring", "pair")
+    with asking(server, lambda _: work) as (client, show):
+        answer = client.attribute_request(request, on_progress=show, timeout=timeout)
+    if as_json:
+        typer.echo(json.dumps(_document(answer), ensure_ascii=False))
+    else:
+        out = console()
+        for picture in score_pictures(request, answer, Paper.of(out), top=top):
+            out.print(picture)
 
 
 def _document(answer: AttributionAnswer) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from dst_grpc.cli._console import (
     connect,
     console,
     error_facts,
-    errors_reported,
     print_json,
 )
 from dst_grpc.cli._registry import HubCacheOption, show_registry
@@ -56,7 +55,7 @@ def models(
     if registry is not None:
         show_registry(registry, hub_cache, as_json=as_json)
         return
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         found = client.models(timeout=timeout)
         sets = client.autoencoders(timeout=timeout)
     if as_json:
@@ -182,7 +181,7 @@ def types(
     as_json: JsonOption = False,
 ) -> None:
     """List the derived scalar types: their axes, what they need, what they are."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         found = client.derived_scalar_types(timeout=timeout)
     found = [info for info in found if all(word.lower() in info.dst for word in words or ())]
     if as_json:
@@ -227,7 +226,7 @@ def tokenize(
     as_json: JsonOption = False,
 ) -> None:
     """Show a text as the model's tokens."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         tokens = client.tokenize(text, model=model or "", timeout=timeout)
     if as_json:
         print_json({"token_ids": list(tokens.ids), "tokens": list(tokens.strings)})
@@ -245,7 +244,7 @@ def server_info(
     server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the server's version and limits, what its operator has switched on, who you are to it, and its queues."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         info = client.server_info(timeout=timeout)
     if as_json:
         print_json(dataclasses.asdict(info))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
 from dst_grpc.cli._files import check_page, read_json, write_text
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -20,7 +20,7 @@ from dst_grpc.cli._pairs import (
     CorruptArgument,
     PairsOption,
     ReferenceOption,
-    check_metric,
+    check_asked,
     read_lines,
     read_pairs,
 )
@@ -122,44 +122,43 @@ def circuit(
     Example: dst-grpc circuit "Mary and John; John gave a drink to" "Mary and John; Mary gave a drink to" --target "
     Mary" --distractor " John"
     """
-    with errors_reported(as_json=as_json):
-        check_metric(target, loss, pairs)
-        of_curve = {"select": select, "faithfulness": faithfulness, "fraction": fraction, "steps": steps}
-        if latents:
-            _check_latents(scores, html)
-        has_curve = acdc is None or scores is not None
-        if not has_curve:
-            _check_search(of_curve)
-        check_page(html, as_json=as_json)
-        file = None if scores is None else _mib(scores, "--scores")
-        request = make_circuit_request(
-            clean,
-            corrupt,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            pairs=() if pairs is None else read_pairs(pairs),
-            orientation=orientation,
-            alternative=alternative,
-            reference=() if reference is None else read_lines(reference),
-            prune=prune,
-            circuits=[_mib(path, "--evaluate").kept for path in evaluate or ()],
-            autoencoders=autoencoder or (),
-            latents=latents,
-            acdc_threshold=acdc,
-            model=model or None,
-            **(_curve(of_curve, with_scores=as_json) if has_curve else {}),
-            **({} if file is None else {"scores": file.scores, "scores_orientation": "denoising"}),
-        )
-        with asking(server, lambda news: STAGES[news.stage]) as (client, show):
-            answer = client.circuit_request(request, on_progress=show, timeout=timeout)
-        if as_json:
-            typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
-        elif html is not None:
-            write_text(html, circuit_page(request, answer), "--html")
-            typer.echo(f"{html} is written")
-        else:
-            _print(request, answer, top)
+    check_asked(clean, target=target, loss=loss, pairs=pairs)
+    of_curve = {"select": select, "faithfulness": faithfulness, "fraction": fraction, "steps": steps}
+    if latents:
+        _check_latents(scores, html)
+    has_curve = acdc is None or scores is not None
+    if not has_curve:
+        _check_search(of_curve)
+    check_page(html, as_json=as_json)
+    file = None if scores is None else _mib(scores, "--scores")
+    request = make_circuit_request(
+        clean,
+        corrupt,
+        target=target,
+        distractor=distractor,
+        loss=loss,
+        pairs=() if pairs is None else read_pairs(pairs),
+        orientation=orientation,
+        alternative=alternative,
+        reference=() if reference is None else read_lines(reference),
+        prune=prune,
+        circuits=[_mib(path, "--evaluate").kept for path in evaluate or ()],
+        autoencoders=autoencoder or (),
+        latents=latents,
+        acdc_threshold=acdc,
+        model=model or None,
+        **(_curve(of_curve, with_scores=as_json) if has_curve else {}),
+        **({} if file is None else {"scores": file.scores, "scores_orientation": "denoising"}),
+    )
+    with asking(server, lambda news: STAGES[news.stage]) as (client, show):
+        answer = client.circuit_request(request, on_progress=show, timeout=timeout)
+    if as_json:
+        typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
+    elif html is not None:
+        write_text(html, circuit_page(request, answer), "--html")
+        typer.echo(f"{html} is written")
+    else:
+        _print(request, answer, top)
 
 
 def _check_latents(scores: Path | None, html: Path | None) -> None:

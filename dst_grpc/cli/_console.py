@@ -7,8 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
+from dst_grpc.cli._option_names import in_options, options_of
 from dst_grpc.client import DEFAULT_TARGET, Client, Tls
 from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Unauthenticated, Violations
 
@@ -85,19 +86,24 @@ def connect(server: str) -> Client:
     return Client(server or DEFAULT_TARGET, tls=tls, token=token)
 
 
-@contextmanager
-def errors_reported(*, as_json: bool = False) -> Iterator[None]:
-    """Print a DstError as text or JSON, and exit with 1."""
-    try:
-        yield
-    except DstError as error:
-        if as_json:
-            typer.echo(json.dumps({"error": error_facts(error)}, ensure_ascii=False), err=True)
-        else:
-            print_error(error)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """*command*, which prints a DstError as text or, with `--json`, as JSON, and exits with 1."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        try:
+            command(**values)
+        except DstError as error:
+            named = in_options(error, options_of(command, values))
+            if values.get("as_json"):
+                typer.echo(json.dumps({"error": error_facts(named)}, ensure_ascii=False), err=True)
+            else:
+                print_error(named)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
 
 
 def fail(problem: str, *, code: int) -> NoReturn:

@@ -14,7 +14,6 @@ from dst_grpc.cli._console import (
     connect,
     console,
     error_facts,
-    errors_reported,
     print_json,
 )
 from dst_grpc.cli._progress import progress_bar, show_load
@@ -28,7 +27,7 @@ ContextArgument = Annotated[
 
 def contexts(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
     """List the models and autoencoders that the server has loaded."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         _show(client.contexts(timeout=timeout), as_json)
 
 
@@ -40,7 +39,7 @@ def load(
     as_json: JsonOption = False,
 ) -> None:
     """Load a model or an autoencoder set, and wait until it is available."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         with progress_bar() as bar:
             task = bar.add_task("loading", total=None)
 
@@ -61,7 +60,7 @@ def unpin(
     as_json: JsonOption = False,
 ) -> None:
     """Unpin a model or an autoencoder set, so that it can be evicted or expire."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         _show([client.unpin_context(context, timeout=timeout)], as_json)
 
 
@@ -72,7 +71,7 @@ def unload(
     as_json: JsonOption = False,
 ) -> None:
     """Unload a model or an autoencoder set, and wait until its memory is free."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         _show([client.unload_context(context, timeout=timeout)], as_json)
 
 

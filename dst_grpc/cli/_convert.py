@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dst_grpc.cli._console import console, errors_reported, fail
+from dst_grpc.cli._console import console, fail
 from dst_grpc.cli._tables import human_bytes, human_count
 
 
@@ -46,11 +46,10 @@ def convert(
 
     Or make a folder, in float32, of a GGUF file with a model of the Llama architecture.
     """
-    with errors_reported():
-        if _is_gguf(source):
-            _convert_gguf(source, target, tokenizer)
-        else:
-            _convert_pickle(source, target, timeout)
+    if _is_gguf(source):
+        _convert_gguf(source, target, tokenizer)
+    else:
+        _convert_pickle(source, target, timeout)
 
 
 def _is_gguf(source: Path) -> bool:

@@ -17,7 +17,6 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
-    errors_reported,
     print_json,
 )
 from dst_grpc.cli._progress import progress_bar, show_load, show_transfer
@@ -59,29 +58,28 @@ def derive(
 
     Example: dst-grpc derive "John gave a drink to" --target " Mary" --distractor " John" --top 5
     """
-    with errors_reported(as_json=as_json):
-        request = options.request()
-        with connect(server) as client:
-            with progress_bar() as progress:
-                if not progress.disable:
-                    # The first time, loading takes longest; `derive` itself would not report its progress.
-                    task = progress.add_task("loading", total=None)
-                    client.resolve_request(
-                        ResolveRequest(request=request, load=True),
-                        on_progress=lambda load: show_load(progress, task, load),
-                        timeout=timeout,
-                    )
-                    progress.remove_task(task)
-                task = progress.add_task("deriving", total=None)
-                answer = client.derive_request(
-                    request, on_progress=lambda done: show_transfer(progress, task, done), timeout=timeout
+    request = options.request()
+    with connect(server) as client:
+        with progress_bar() as progress:
+            if not progress.disable:
+                # The first time, loading takes longest; `derive` itself would not report its progress.
+                task = progress.add_task("loading", total=None)
+                client.resolve_request(
+                    ResolveRequest(request=request, load=True),
+                    on_progress=lambda load: show_load(progress, task, load),
+                    timeout=timeout,
                 )
-            chosen = [(s, _top(s, answer, top, by, at)) for scalar in answer for s in _passes(scalar)]
-            names = _vocabulary(client, [entry for _, entries in chosen for entry in entries], answer.model)
-        if as_json:
-            print_json(_answer_facts(answer, chosen, names))
-        else:
-            _print_answer(console(), answer, chosen, names)
+                progress.remove_task(task)
+            task = progress.add_task("deriving", total=None)
+            answer = client.derive_request(
+                request, on_progress=lambda done: show_transfer(progress, task, done), timeout=timeout
+            )
+        chosen = [(s, _top(s, answer, top, by, at)) for scalar in answer for s in _passes(scalar)]
+        names = _vocabulary(client, [entry for _, entries in chosen for entry in entries], answer.model)
+    if as_json:
+        print_json(_answer_facts(answer, chosen, names))
+    else:
+        _print_answer(console(), answer, chosen, names)
 
 
 def _passes(scalar: DerivedScalar) -> list[DerivedScalar]:

@@ -20,7 +20,6 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
-    errors_reported,
 )
 from dst_grpc.cli._facts import TITLES, groups_of, rows_of
 from dst_grpc.cli._files import check_page, write_text
@@ -154,47 +153,46 @@ def explain(
 
     Example: dst-grpc explain "John gave a drink to" --target " Mary" --distractor " John" --ablate 2.h3
     """
-    with errors_reported(as_json=as_json):
-        check_page(html, as_json=as_json)
-        heads = [read_head(text) for text in head or ()]
-        request = explain_request_of(
-            prompt,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            trace=trace,
-            ablate=ablate,
-            scale=scale,
-            detach_final_layer_norm_scale=detach_final_layer_norm_scale,
-            k=k,
-            groups=groups or ([ALL_GROUPS] if html else None),
-            mlp=mlp,
-            attention=attention,
-            residual=residual,
-            autoencoder=autoencoder,
-            model=model or None,
-        )
-        if autoencoder and not (trace or ablate or scale or "latents" in (mlp, attention, residual)):
-            console(stderr=True).print(Text(_NO_LATENTS), soft_wrap=True)
-        with connect(server) as client:
-            if as_json:
-                for part in client.explain_parts(request, timeout=timeout):
-                    frame = part_to_wire(ExplainFrame, part)
-                    typer.echo(MessageToJson(frame, indent=None, ensure_ascii=False))
-                return
-            explanation = client.explain_request(request, timeout=timeout)
-            if html is not None:
-                heads = heads_of(request, explanation)[:MAX_PAGE_HEADS]
-                heads *= len(explanation.runs[0].header.token_ids) <= MAX_PAGE_TOKENS
-            seen = attention_of(client, request, explanation, heads, timeout=timeout)
-        explanation = with_token_names(explanation)
-        if html is not None:
-            write_text(html, page(request, explanation, seen), "--html")
-            typer.echo(f"{html} is written")
+    check_page(html, as_json=as_json)
+    heads = [read_head(text) for text in head or ()]
+    request = explain_request_of(
+        prompt,
+        target=target,
+        distractor=distractor,
+        loss=loss,
+        trace=trace,
+        ablate=ablate,
+        scale=scale,
+        detach_final_layer_norm_scale=detach_final_layer_norm_scale,
+        k=k,
+        groups=groups or ([ALL_GROUPS] if html else None),
+        mlp=mlp,
+        attention=attention,
+        residual=residual,
+        autoencoder=autoencoder,
+        model=model or None,
+    )
+    if autoencoder and not (trace or ablate or scale or "latents" in (mlp, attention, residual)):
+        console(stderr=True).print(Text(_NO_LATENTS), soft_wrap=True)
+    with connect(server) as client:
+        if as_json:
+            for part in client.explain_parts(request, timeout=timeout):
+                frame = part_to_wire(ExplainFrame, part)
+                typer.echo(MessageToJson(frame, indent=None, ensure_ascii=False))
             return
-        out = console()
-        for picture in pictures(request, explanation, Paper.of(out), top=top, attention=seen):
-            out.print(picture)
+        explanation = client.explain_request(request, timeout=timeout)
+        if html is not None:
+            heads = heads_of(request, explanation)[:MAX_PAGE_HEADS]
+            heads *= len(explanation.runs[0].header.token_ids) <= MAX_PAGE_TOKENS
+        seen = attention_of(client, request, explanation, heads, timeout=timeout)
+    explanation = with_token_names(explanation)
+    if html is not None:
+        write_text(html, page(request, explanation, seen), "--html")
+        typer.echo(f"{html} is written")
+        return
+    out = console()
+    for picture in pictures(request, explanation, Paper.of(out), top=top, attention=seen):
+        out.print(picture)
 
 
 def explain_request_of(

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from dst_grpc.cli._arguments import PromptArgument
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
 from dst_grpc.cli._files import check_writable, read_json, write_text
 from dst_grpc.cli._graph_page import graph_page, shown_features, units_in_words
 from dst_grpc.cli._progress import Work, asking
@@ -123,38 +123,37 @@ def graph(
 
     Example: dst-grpc graph "The capital of France is" --html graph.html
     """
-    with errors_reported(as_json=False):
-        if html is not None and to_json is not None and html.absolute() == to_json.absolute():
-            raise InvalidRequest.of("--json", f"must be another file than that of --html, {html}")
-        check_writable(html, "--html")
-        check_writable(to_json, "--json")
-        known = {} if labels is None else read_labels(labels)
-        request = make_graph_request(
-            prompt,
-            transcoders or None,
-            sources=nodes or (),
-            autoencoders=autoencoder or (),
-            targets=target or (),
-            max_feature_nodes=max_features,
-            node_threshold=node_threshold,
-            edge_threshold=edge_threshold,
-            begin_token="automatic" if begin else "as_given",
-            model=model or None,
-        )
-        with asking(server, lambda news: PHASES[news.phase]) as (client, show):
-            answer = client.graph_request(request, on_progress=show, timeout=timeout)
-            names = shown_features(answer) if html is not None else [row.name for row in answer.top(top, SCORED_KINDS)]
-            wants_tokens = html is not None or to_json is None
-            scored = _scored(client, answer, names if wants_tokens else (), timeout)
-        _tell_unknown(known, answer)
-        if to_json is not None:
-            write_text(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False), "--json")
-            typer.echo(f"{to_json} is written")
-        if html is not None:
-            write_text(html, graph_page(answer, known, scored), "--html")
-            typer.echo(f"{html} is written")
-        if to_json is None and html is None:
-            _print(answer, known, top, scored)
+    if html is not None and to_json is not None and html.absolute() == to_json.absolute():
+        raise InvalidRequest.of("--json", f"must be another file than that of --html, {html}")
+    check_writable(html, "--html")
+    check_writable(to_json, "--json")
+    known = {} if labels is None else read_labels(labels)
+    request = make_graph_request(
+        prompt,
+        transcoders or None,
+        sources=nodes or (),
+        autoencoders=autoencoder or (),
+        targets=target or (),
+        max_feature_nodes=max_features,
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        begin_token="automatic" if begin else "as_given",
+        model=model or None,
+    )
+    with asking(server, lambda news: PHASES[news.phase]) as (client, show):
+        answer = client.graph_request(request, on_progress=show, timeout=timeout)
+        names = shown_features(answer) if html is not None else [row.name for row in answer.top(top, SCORED_KINDS)]
+        wants_tokens = html is not None or to_json is None
+        scored = _scored(client, answer, names if wants_tokens else (), timeout)
+    _tell_unknown(known, answer)
+    if to_json is not None:
+        write_text(to_json, json.dumps(viewer_json(answer, labels=known), ensure_ascii=False), "--json")
+        typer.echo(f"{to_json} is written")
+    if html is not None:
+        write_text(html, graph_page(answer, known, scored), "--html")
+        typer.echo(f"{html} is written")
+    if to_json is None and html is None:
+        _print(answer, known, top, scored)
 
 
 def _scored(

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from dst_grpc.cli._files import read_text
-from dst_grpc.client import PromptPair, make_pair
 from dst_grpc.errors import InvalidRequest, Violations
 
 COLUMNS = ("clean", "corrupt", "target", "distractor")
@@ -45,18 +44,21 @@ ReferenceOption = Annotated[
 ]
 
 
-def check_metric(target: Sequence[str] | None, loss: str | None, pairs: Path | None) -> None:
-    """Raise InvalidRequest if there can be no metric."""
-    if not (target or loss or pairs):
-        raise InvalidRequest.of("--target", "is required, or --loss, or --pairs with a column target")
+def check_asked(clean: str | None, *, target: Sequence[str] | None, loss: str | None, pairs: Path | None) -> None:
+    """Raise InvalidRequest if there is no pair, or can be no metric."""
+    problems = Violations()
+    problems.check(clean is not None or pairs is not None, "CLEAN", "is required, or --pairs")
+    has_metric = bool(target or loss or pairs)
+    problems.check(has_metric, "--target", "is required, or --loss, or --pairs with a column target")
+    problems.raise_if_any()
 
 
 def read_lines(path: Path) -> list[str]:
     return [line for line in read_text(path, "--reference").split("\n") if line]
 
 
-def read_pairs(path: Path) -> list[PromptPair]:
-    """The pairs of a file."""
+def read_pairs(path: Path) -> list[dict[str, str | None]]:
+    """The pairs of a file, as arguments of `make_pair`."""
     reader = csv.DictReader(read_text(path, "--pairs").splitlines())
     unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
     if "clean" not in (reader.fieldnames or ()) or unknown:
@@ -64,13 +66,4 @@ def read_pairs(path: Path) -> list[PromptPair]:
         raise InvalidRequest.of(
             "--pairs", f"{path} {problem}; it must have clean, and may have {', '.join(COLUMNS[1:])}"
         )
-    found: list[PromptPair] = []
-    problems = Violations()
-    for i, row in enumerate(reader):
-        own = {name: row.get(name) or None for name in COLUMNS[1:]}
-        try:
-            found.append(make_pair(row["clean"] or "", **own))
-        except InvalidRequest as error:
-            problems.extend(error, f"--pairs row {i + 1}")
-    problems.raise_if_any()
-    return found
+    return [{"clean": row["clean"] or ""} | {name: row.get(name) or None for name in COLUMNS[1:]} for row in reader]

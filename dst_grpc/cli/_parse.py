@@ -13,7 +13,10 @@ Traces, and ablations of `explain`, may also be nodes as written in tables: see 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
+from typing import TypeVar
 
 from dst_grpc.cli._nodes import ABLATION_FORMS, TRACE_FORMS, read_ablation, read_trace
 from dst_grpc.client import (
@@ -26,9 +29,12 @@ from dst_grpc.client import (
     TapSelection,
     TraceConfig,
 )
+from dst_grpc.client._requests import member
 from dst_grpc.domain.interventions import CopyFromRun, ScaleValue, SetValue
 from dst_grpc.domain.selections import AxisSelection, PositionList, PositionRange
 from dst_grpc.errors import InvalidRequest
+
+T = TypeVar("T")
 
 _SELECTION = r"(?P<location>[a-z_.]+)(@(?P<layer>\d+))?(\[(?P<positions>[\d:,()\s]*)\])?"
 _NUMBER = r"(?P<number>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?)"
@@ -41,6 +47,25 @@ _TAPS = frozenset(location.value for location in ActivationLocationType)
 _POSITIONS = "each axis is a number, a list (1,4), a range 2:5 or all of it, :"
 
 
+def _of(option: str) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    """Has the errors of a function that reads what *option* is given say which text is wrong."""
+
+    def decorated(read: Callable[[str], T]) -> Callable[[str], T]:
+        @wraps(read)
+        def run(text: str) -> T:
+            try:
+                return read(text)
+            except InvalidRequest as error:
+                if all(violation.field == option for violation in error.violations):
+                    raise
+                raise InvalidRequest.of(option, f"{text!r}: {error}") from None
+
+        return run
+
+    return decorated
+
+
+@_of("--ablate")
 def parse_ablation(text: str) -> AblationSpec | Intervention:
     """Read `LOCATION@LAYER[i,:,j]=VALUE`; without `@LAYER` it means every layer, without axes all entries.
 
@@ -52,13 +77,14 @@ def parse_ablation(text: str) -> AblationSpec | Intervention:
         raise InvalidRequest.of(
             "--ablate", f"{text!r} is not of the form {_ENTRIES}=VALUE, e.g. attn.qk_probs@2[:,:,1]=0; {_POSITIONS}"
         )
-    at, value = _selection(match, "--ablate"), float(match["number"])
+    at, value = _selection(match), float(match["number"])
     index = _index_of(at)
     if index is None:
         return Intervention(at=at, action=SetValue(scalar=value))
     return AblationSpec(index=index, value=value)
 
 
+@_of("--scale")
 def parse_scale(text: str) -> Intervention:
     """Read `LOCATION@LAYER[i,:,j]*FACTOR`; without `@LAYER` it means every layer, without axes all entries.
 
@@ -70,13 +96,14 @@ def parse_scale(text: str) -> Intervention:
         raise InvalidRequest.of(
             "--scale", f"{text!r} is not of the form {_ENTRIES}*FACTOR, e.g. attn.qk_probs@2[:,:,1]*0.5; {_POSITIONS}"
         )
-    return Intervention(at=_selection(match, "--scale"), action=ScaleValue(factor=float(match["number"])))
+    return Intervention(at=_selection(match), action=ScaleValue(factor=float(match["number"])))
 
 
 SOURCE = "source"
 """Name of the run that the command line patches from."""
 
 
+@_of("--patch")
 def parse_patch(text: str) -> Intervention:
     """Read `LOCATION@LAYER[i,:,j]`, entries to take from the run SOURCE; without `@LAYER` it means every layer.
 
@@ -90,9 +117,10 @@ def parse_patch(text: str) -> Intervention:
         raise InvalidRequest.of(
             "--patch", f"{text!r} is not of the form {_ENTRIES}, e.g. resid.post_mlp@2[13]; {_POSITIONS}"
         )
-    return Intervention(at=_selection(match, "--patch"), action=CopyFromRun(run=SOURCE))
+    return Intervention(at=_selection(match), action=CopyFromRun(run=SOURCE))
 
 
+@_of("--trace")
 def parse_trace(text: str) -> TraceConfig:
     """Read a node, or `LOCATION@LAYER[i,j]`: the activation to start a backward pass from.
 
@@ -103,12 +131,14 @@ def parse_trace(text: str) -> TraceConfig:
     if node is not None:
         return node
     match = _TRACE.fullmatch(text)
-    index = None if match is None or not match["positions"] else _index_of(_selection(match, "--trace"))
+    index = None if match is None or not match["positions"] else _index_of(_selection(match))
     if index is None:
         raise InvalidRequest.of(
             "--trace",
             f"{text!r} is neither a node, e.g. {TRACE_FORMS}, nor LOCATION@LAYER[i,j], as mlp.post_act@2[13,5]",
         )
+    if index.layer_index is None:
+        raise InvalidRequest.of("--trace", f"{text!r}: of which layer? e.g. mlp.post_act@2[13,5]")
     return TraceConfig.from_activation_index(index)
 
 
@@ -128,6 +158,7 @@ def parse_path(texts: list[str]) -> TraceConfig | None:
     return path
 
 
+@_of("--ablate")
 def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Intervention:
     """Read a node, with `=VALUE` unless it is to be 0, or the form of `parse_ablation`.
 
@@ -143,19 +174,12 @@ def parse_what_to_ablate(text: str) -> NodeAblation | AblationSpec | Interventio
     return parse_ablation(text)
 
 
-def _selection(match: re.Match[str], option: str) -> TapSelection:
-    """The selection in an option."""
-    try:
-        location = ActivationLocationType(match["location"])
-    except ValueError:
-        known = ", ".join(known.value for known in ActivationLocationType)
-        raise InvalidRequest.of(option, f"there is no tap {match['location']!r}; there are {known}") from None
+def _selection(match: re.Match[str]) -> TapSelection:
+    """The entries that are named. Raises InvalidRequest."""
+    location = member(ActivationLocationType, match["location"], "tap")
     layer = None if match["layer"] is None else int(match["layer"])
-    try:
-        axes = () if match["positions"] is None else _axes(match["positions"])
-        return TapSelection(activation_location_type=location, axes=axes, layer_index=layer)
-    except InvalidRequest as error:
-        raise InvalidRequest.of(option, f"[{match['positions']}]: {error.message}") from None
+    axes = () if match["positions"] is None else _axes(match["positions"])
+    return TapSelection(activation_location_type=location, axes=axes, layer_index=layer)
 
 
 def _axes(text: str) -> tuple[AxisSelection, ...]:

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, errors_reported
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -21,7 +21,7 @@ from dst_grpc.cli._pairs import (
     NoisingOption,
     PairsOption,
     ReferenceOption,
-    check_metric,
+    check_asked,
     read_lines,
     read_pairs,
 )
@@ -38,7 +38,7 @@ from dst_grpc.client import (
     make_patch_request,
 )
 from dst_grpc.domain.patch import LISTED_ENTRIES, OF_HEADS
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import InvalidRequest, Violations
 
 SitesOption = Annotated[
     str,
@@ -91,38 +91,44 @@ def patch(
     Example: dst-grpc patch "Mary and John; John gave a drink to" "Mary and John; Mary gave a drink to" --target "
     Mary" --distractor " John"
     """
-    with errors_reported(as_json=as_json):
-        check_metric(target, loss, pairs)
-        request = make_patch_request(
-            clean,
-            corrupt,
-            target=target,
-            distractor=distractor,
-            loss=loss,
-            pairs=() if pairs is None else read_pairs(pairs),
-            orientation=Orientation.NOISING if noising else Orientation.DENOISING,
-            alternative=alternative,
-            reference=() if reference is None else read_lines(reference),
-            grids=list(_grids(sites, by_position, layer or (), position or (), head or ())),
-            edges=edge or (),
-            autoencoders=autoencoder or (),
-            model=model or None,
-        )
-        with asking(server, lambda _: Work("patching", "run")) as (client, show):
-            answer = client.patch_request(request, on_progress=show, timeout=timeout)
-        if as_json:
-            typer.echo(json.dumps(_document(answer), ensure_ascii=False))
-        else:
-            out = console()
-            for picture in heat_maps(request, answer, Paper.of(out)):
-                out.print(picture)
+    check_asked(clean, target=target, loss=loss, pairs=pairs)
+    request = make_patch_request(
+        clean,
+        corrupt,
+        target=target,
+        distractor=distractor,
+        loss=loss,
+        pairs=() if pairs is None else read_pairs(pairs),
+        orientation=Orientation.NOISING if noising else Orientation.DENOISING,
+        alternative=alternative,
+        reference=() if reference is None else read_lines(reference),
+        grids=list(_grids(sites, by_position, layer or (), position or (), head or ())),
+        edges=edge or (),
+        autoencoders=autoencoder or (),
+        model=model or None,
+    )
+    with asking(server, lambda _: Work("patching", "run")) as (client, show):
+        answer = client.patch_request(request, on_progress=show, timeout=timeout)
+    if as_json:
+        typer.echo(json.dumps(_document(answer), ensure_ascii=False))
+    else:
+        out = console()
+        for picture in heat_maps(request, answer, Paper.of(out)):
+            out.print(picture)
 
 
 def _grids(
     sites: str, by_position: bool | None, layers: Sequence[int], positions: Sequence[int], heads: Sequence[int]
 ) -> Iterator[PatchGrid]:
     """The grids that are asked for."""
-    for node in sites_of(sites):
+    nodes, problems = sites_of(sites), Violations()
+    for option, given, needed in (
+        ("--layer", layers, any(node is not AttributedNode.INPUT for node in nodes)),
+        ("--head", heads, any(node in OF_HEADS for node in nodes)),
+    ):
+        problems.check(needed or not given, option, f"must be absent: the sites {sites!r} have no {option[2:]}s")
+    problems.raise_if_any()
+    for node in nodes:
         if node in LISTED_ENTRIES:
             one = "mlp.post_act@3[13,5]" if node is AttributedNode.NEURON else "online_mlp_autoencoder_latent@3[13,5]"
             problem = f"{node} are too many for a grid of all; `dst-grpc derive --patch {one}` takes single ones"
@@ -136,7 +142,7 @@ def _grids(
                 entries=tuple(heads) if node in OF_HEADS else (),
             )
         except InvalidRequest as error:
-            raise error.under("--sites") from None
+            raise error.under("grids") from None
 
 
 def _document(answer: PatchAnswer) -> dict[str, Any]:

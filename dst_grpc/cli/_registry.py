@@ -18,7 +18,6 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
-    errors_reported,
     fail,
     print_json,
 )
@@ -64,16 +63,15 @@ def pull(
         from dst_grpc.sources.pull import Puller
     except ModuleNotFoundError as error:
         fail(f"dst-grpc pull needs {error.name}; install it with: pip install 'dst-grpc[server,hub]'", code=1)
-    with errors_reported(as_json=as_json):
-        specs, cache = _wanted(settings, names or []), _cache(settings)
-        puller = Puller(cache, endpoint=settings.hub_endpoint, verify=verify)
-        reports: list[PullReport] = []
-        try:
-            with _progress() as on_file:
-                for spec in specs:
-                    reports += puller.pull(spec, on_file)
-        except OSError as error:  # a full disk, a folder that may not be written to
-            fail(f"{error.filename or cache.folder}: {error.strerror or error}", code=1)
+    specs, cache = _wanted(settings, names or []), _cache(settings)
+    puller = Puller(cache, endpoint=settings.hub_endpoint, verify=verify)
+    reports: list[PullReport] = []
+    try:
+        with _progress() as on_file:
+            for spec in specs:
+                reports += puller.pull(spec, on_file)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        fail(f"{error.filename or cache.folder}: {error.strerror or error}", code=1)
     if as_json:
         print_json([_facts(report) for report in reports])
     elif not reports:
@@ -85,7 +83,7 @@ def pull(
 def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None, as_json: JsonOption = False) -> None:
     """Have the server read its registry file, tokens, callers and certificates again; if anything is wrong, all stays
     as it was."""
-    with errors_reported(as_json=as_json), connect(server) as client:
+    with connect(server) as client:
         change = client.reload_registry(timeout=timeout)
     if as_json:
         print_json(dataclasses.asdict(change))
@@ -102,9 +100,8 @@ def show_registry(registry: Path, hub_cache: Path | None, *, as_json: bool) -> N
     from dst_grpc.rpc.registering import build_registry
 
     settings = _settings(None, registry=registry, hub_cache=hub_cache)
-    with errors_reported(as_json=as_json):
-        rows = list(_listed(_wanted(settings, []), _cache(settings)))
-        failed = {one.name: one for one in build_registry(settings).failed}
+    rows = list(_listed(_wanted(settings, []), _cache(settings)))
+    failed = {one.name: one for one in build_registry(settings).failed}
     named = {row["name"] for row in rows}
     rows += [_here(one.name, one.source) for one in failed.values() if one.name not in named]
     for row in rows:

@@ -17,7 +17,6 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
-    errors_reported,
     print_json,
 )
 from dst_grpc.cli._progress import progress_bar, show_load
@@ -35,19 +34,18 @@ def resolve(
     as_json: JsonOption = False,
 ) -> None:
     """Check, complete and cost a request without running it."""
-    with errors_reported(as_json=as_json):
-        request = options.request()
-        with connect(server) as client, progress_bar() as bar:
-            task = bar.add_task("loading", total=None, visible=load)
-            resolution = client.resolve_request(
-                ResolveRequest(request=request, load=load),
-                on_progress=lambda done: show_load(bar, task, done),
-                timeout=timeout,
-            )
-        if as_json:
-            print_json(dataclasses.asdict(resolution))
-        else:
-            _print(console(), resolution)
+    request = options.request()
+    with connect(server) as client, progress_bar() as bar:
+        task = bar.add_task("loading", total=None, visible=load)
+        resolution = client.resolve_request(
+            ResolveRequest(request=request, load=load),
+            on_progress=lambda done: show_load(bar, task, done),
+            timeout=timeout,
+        )
+    if as_json:
+        print_json(dataclasses.asdict(resolution))
+    else:
+        _print(console(), resolution)
 
 
 def _print(out: Console, resolution: Resolution) -> None:

@@ -11,7 +11,7 @@ from dst_grpc.domain.components import LossFnName
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import Orientation, PromptPair
 from dst_grpc.domain.requests import Prompt
-from dst_grpc.errors import InvalidRequest
+from dst_grpc.errors import InvalidRequest, Violations
 
 PairLike: TypeAlias = PromptPair | Mapping[str, Any]
 """A PromptPair, or the arguments of `make_pair` by name."""
@@ -65,7 +65,14 @@ def pairs_of(
 ) -> tuple[PromptPair, ...]:
     """The pair of *clean* and *corrupt*, if there is one, then the *further* ones; raises TypeError, InvalidRequest."""
     own = () if clean is None else ({"clean": clean, "corrupt": corrupt},)
-    return tuple(_pair(one, i) for i, one in enumerate((*own, *tuple_of("pairs", further))))
+    problems, found = Violations(), list[PromptPair]()
+    for i, one in enumerate((*own, *tuple_of("pairs", further))):
+        try:
+            found.append(_pair(one, i))
+        except InvalidRequest as error:
+            problems.extend(error, f"pairs[{i}]")
+    problems.raise_if_any()
+    return tuple(found)
 
 
 def references_of(prompts: Iterable[PromptLike]) -> tuple[Prompt, ...]:
@@ -78,7 +85,4 @@ def _pair(pair: PairLike, i: int) -> PromptPair:
         return pair
     if not isinstance(pair, Mapping):
         raise TypeError(f"pairs[{i}] must be a PromptPair or a mapping, not {pair!r}")
-    try:
-        return make_pair(**pair)
-    except InvalidRequest as error:
-        raise error.under(f"pairs[{i}]") from None
+    return make_pair(**pair)

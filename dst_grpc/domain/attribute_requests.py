@@ -155,8 +155,9 @@ class AttributeRequest:
                 sources = json_names(each for each in AttributedNode if ATTRIBUTED_NODES[each].is_source)
                 is_source = ATTRIBUTED_NODES[node].is_source
                 problems.check(is_source, f"nodes[{i}]", f"must be {sources} for {json_name(self.method)}")
-        about_patterns = {AttributedNode.QUERY, AttributedNode.KEY} & set(self.nodes)
-        problems.check(bool(about_patterns) or not self.qk_fix, "qk_fix", "needs QUERY or KEY among the nodes")
+        of_patterns = AttributedNode.QUERY, AttributedNode.KEY
+        can_be_fixed = any(node in self.nodes for node in of_patterns)
+        problems.check(can_be_fixed or not self.qk_fix, "qk_fix", f"needs {json_names(of_patterns)} among the nodes")
         is_plain = self.rule is PropagationRule.PLAIN
         problems.check(is_plain or not self.qk_fix, "qk_fix", f"must be false with the rule {json_name(self.rule)}")
         problems.check(not (self.grad_drop and self.edges), "grad_drop", "must be false for edges: it is about nodes")

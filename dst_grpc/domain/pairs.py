@@ -90,5 +90,5 @@ def check_pairs(
 
 def check_reference(problems: Violations, reference: tuple[Prompt, ...], *, reads_mean: bool) -> None:
     """Note it if there are no reference prompts for a mean, or prompts without a mean."""
-    problem = "must hold the prompts of the mean" if reads_mean else "must be empty: there is no mean"
+    problem = "must hold the prompts of the mean" if reads_mean else "must be empty: the alternative is no mean"
     problems.check(bool(reference) == reads_mean, "reference", problem)

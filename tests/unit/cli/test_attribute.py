@@ -121,7 +121,7 @@ def test_programs_get_numbers_with_named_axes(run: Run) -> None:
         (["--method", "integrated"], "--method: there is no 'integrated'; the nearest are integrated_inputs"),
         (["--verify", "3", "--by-position"], "--verify: must be absent with --by-position"),
         (["--method", "integrated_gradients", "--sites", "heads"], "which is about tokens"),
-        (["--qk-fix"], "qk_fix: needs QUERY or KEY"),
+        (["--qk-fix"], "--qk-fix: needs query or key among the nodes"),
         (["--steps", "3"], "has no path"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",

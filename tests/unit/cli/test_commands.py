@@ -217,8 +217,8 @@ def test_bad_options_are_reported_together(run: Run, service: FakeService) -> No
     assert result.exit_code == 1
     lines = result.stderr.splitlines()
     assert lines[0] == "error: the request is not valid:"
-    assert lines[1].startswith("  derived_scalars[0].dst: there is no 'logitz'; the nearest are logits")
-    assert lines[2].startswith("  derived_scalars[1].dst: ")
+    assert lines[1].startswith("  --type: there is no 'logitz'; the nearest are logits")
+    assert lines[2].startswith("  --type: there is no 'mlp_pos_act'")
     assert service.calls == 0
 
 
@@ -226,7 +226,7 @@ def test_bad_options_are_reported_together(run: Run, service: FakeService) -> No
     ("option", "text"),
     [
         ("--ablate=attn.qk_probs", "is not of the form"),
-        ("--ablate=nonesuch@1[0]=1", "there is no tap 'nonesuch'"),
+        ("--ablate=nonesuch@1[0]=1", "there is no 'nonesuch'"),
         ("--ablate=attn.qk_probs@1[x0,:,:]=1", "is not of the form"),
         ("--ablate=attn.qk_probs@1[1:1,:,:]=1", "must be above start"),
         ("--ablate=attn.qk_probs@1[0]=1", "must name every one of the 3 axes"),
@@ -281,7 +281,7 @@ def test_errors_for_programs(run: Run, service: FakeService) -> None:
     service.error = Exhausted("full", retry_after_seconds=2.0)
     assert json.loads(run("models", "--json").stderr)["error"]["retry_after_seconds"] == 2.0
     violations = json.loads(run("derive", "a", "-t", "x", "--json").stderr)["error"]["violations"]
-    assert violations[0]["field"] == "derived_scalars[0].dst"
+    assert violations[0]["field"] == "--type"
 
 
 def test_no_server_is_one_line() -> None:

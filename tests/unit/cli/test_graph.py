@@ -153,11 +153,11 @@ def test_a_label_needs_the_name_of_a_feature_or_error(run: Run, tmp_path: Path, 
 
 
 def test_a_threshold_that_is_no_share_is_told_with_its_value(run: Run) -> None:
-    for option, field in (("--node-threshold", "node_threshold"), ("--edge-threshold", "edge_threshold")):
+    for option in ("--node-threshold", "--edge-threshold"):
         for value in ("nan", "2.0", "-0.5"):
             result = run(*ASKED, f"{option}={value}")
             assert result.exit_code == 1
-            assert f"{field}: must be between 0 and 1, not {value}" in result.stderr
+            assert f"{option}: must be between 0 and 1, not {value}" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_tap_without_axes_is_all_of_it() -> None:
     everywhere = TapSelection(activation_location_type=MLP)
     for parse in (parse_ablation, parse_what_to_ablate):
         assert parse("mlp.post_act=0") == Intervention(at=everywhere, action=SetValue(scalar=0.0))
-    with pytest.raises(InvalidRequest, match="there is no tap 'elsewhere'; there are resid"):
+    with pytest.raises(InvalidRequest, match="there is no 'elsewhere'; known are resid"):
         parse_patch("elsewhere@1")
     with pytest.raises(InvalidRequest, match="is neither a node"):
         parse_what_to_ablate("elsewhere=0")
@@ -106,7 +106,7 @@ def test_a_tap_without_axes_is_all_of_it() -> None:
         ("mlp.post_act@2[5:2,4]*1", "stop: must be above start"),
         ("mlp.post_act@2[(1,1),4]*1", "names a position twice"),
         ("mlp.post_act@2[1,2,3]*1", "has 3 entries, but"),
-        ("nonesuch[1]*1", "there is no tap 'nonesuch'"),
+        ("nonesuch[1]*1", "there is no 'nonesuch'"),
     ],
 )
 def test_what_is_wrong_is_told(text: str, said: str) -> None:
