@@ -10,6 +10,7 @@ import numpy as np
 
 from dst_grpc._gen.dst.v1.attribute_pb2 import AttributeResponse
 from dst_grpc.client._given import how_many
+from dst_grpc.client._labels import token_at
 from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.attribute_answers import (
     AttributedPairs,
@@ -41,7 +42,7 @@ class ScoredEntry(NamedTuple):
     score: float
     """The score."""
     labels: tuple[str, ...]
-    """Its label along each axis."""
+    """Its label along each axis; of a token with its position: "9 ' John'"."""
 
     def __str__(self) -> str:
         """Score and labels."""
@@ -98,9 +99,14 @@ class Scores:
     def top(self, k: int = 10) -> tuple[ScoredEntry, ...]:
         """The *k* scores of the largest magnitudes, the largest first; raises InvalidRequest if *k* is negative."""
         return tuple(
-            ScoredEntry(float(self.values[place]), tuple(names[i] for names, i in zip(self.labels, place, strict=True)))
+            ScoredEntry(float(self.values[place]), tuple(map(self._label, range(len(place)), place)))
             for place in self.places(k)
         )
+
+    def _label(self, axis: int, i: int) -> str:
+        """The label of one place along an axis."""
+        label = self.labels[axis][i]
+        return token_at(i, label) if self.axes[axis] is Dimension.SEQUENCE_TOKENS else label
 
     def __repr__(self) -> str:
         axes = ", ".join(f"{axis.dimension}: {axis.size}" for axis in self.info.axes)

@@ -10,8 +10,10 @@ import numpy as np
 
 from dst_grpc._gen.dst.v1.patch_pb2 import PatchResponse
 from dst_grpc.client._given import how_many
+from dst_grpc.client._labels import token_at
 from dst_grpc.domain.explanations import RunsTrailer
 from dst_grpc.domain.patch_answers import (
+    PatchAxis,
     PatchedCells,
     PatchedPair,
     PatchGridInfo,
@@ -52,7 +54,7 @@ class RankedCell(NamedTuple):
     recovery: float
     """Its mean recovery; NaN if there is none."""
     labels: tuple[str, ...]
-    """Its label along each axis."""
+    """Its label along each axis; of a token with its position: "9 ' John'"."""
 
     def __str__(self) -> str:
         """Metric, recovery and labels."""
@@ -122,7 +124,8 @@ class PatchedGrid:
                 float(self.metric.reshape(-1)[place]),
                 float(self.recovery.reshape(-1)[place]),
                 tuple(
-                    labels[int(i)] for labels, i in zip(self.labels, np.unravel_index(place, self.shape), strict=True)
+                    _label(axis, int(i))
+                    for axis, i in zip(self.info.axes, np.unravel_index(place, self.shape), strict=True)
                 ),
             )
             for place in order
@@ -131,6 +134,12 @@ class PatchedGrid:
     def __repr__(self) -> str:
         axes = ", ".join(f"{axis.name}: {len(axis.labels)}" for axis in self.info.axes)
         return f"<PatchedGrid of {self.info.node or self.info.kind} [{axes}]>"
+
+
+def _label(axis: PatchAxis, i: int) -> str:
+    """The label of one place along an axis."""
+    is_token = axis.name == "position" and i < len(axis.indices)
+    return token_at(axis.indices[i], axis.labels[i]) if is_token else axis.labels[i]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -210,7 +210,7 @@ def test_three_lines_of_python_patch_a_grid(embedded_address: str) -> None:
     (differs,) = [t for t, token in enumerate(answer.tokens) if token == " John" and t > 5]
     assert grid.recovery[0, differs] == pytest.approx(1, abs=1e-5)
     assert np.abs(grid.recovery[:, :differs]).max() == 0
-    assert grid.top(1)[0].labels[1] == " John"
+    assert grid.top(1)[0].labels[1] == f"{differs} ' John'"
 
 
 async def test_identities_of_the_residual_stream_hold(embedded_address: str) -> None:

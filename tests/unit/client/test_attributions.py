@@ -85,6 +85,7 @@ def test_places_tell_positions_with_the_same_token_apart() -> None:
     found = Scores(info, np.array([[1, -3], [0, 2]], np.float32), (("0", "1"), (" John", " John")))
     assert found.places(3) == ((0, 1), (1, 1), (0, 0))
     assert [found.values[place] for place in found.places(2)] == [-3, 2]
+    assert [entry.labels for entry in found.top(2)] == [("0", "1 ' John'"), ("1", "1 ' John'")]
 
 
 def test_the_one_score_of_an_array_without_axes_is_its_largest() -> None:
