@@ -208,6 +208,8 @@ class FakePipeline:
         self.graph_scripts: dict[str, GraphScript] = {}
         self.probe_scripts: dict[str, ProbeScript] = {}
         self.kept = [KEPT]
+        self.described: list[str] = []
+        """Handles of the graphs that were described."""
         """The graphs that are kept."""
         self.scripts: dict[str, Script] = {}
         self.resolve_scripts: dict[str, Callable[[ResolveRequest], AsyncGenerator[Stage, None]]] = {}
@@ -319,8 +321,12 @@ class FakePipeline:
     ) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
         return self._scripted(request, known, self.probe_scripts, lambda: [*probe_parts(), SUMMARY])
 
-    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
-        return self.kept
+    def graph_handles(self, caller: Caller) -> Sequence[str]:
+        return sorted(graph.handle for graph in self.kept)
+
+    def kept_graph(self, handle: str) -> KeptGraph:
+        self.described.append(handle)
+        return next(graph for graph in self.kept if graph.handle == handle)
 
     def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         left = [graph for graph in self.kept if graph.handle != handle]

@@ -89,7 +89,7 @@ class KeptGraphs:
         while self.byte_count > self.budget_bytes:
             self._forget(self._next_to_go(handle))
         self._sweeps.go_on()
-        return self._described(handle)
+        return self.described(handle)
 
     def get(self, handle: str, caller: Caller) -> WholeGraph:
         """The graph of *handle*, which is then kept for as long again; raises NotFound."""
@@ -98,10 +98,26 @@ class KeptGraphs:
         self._kept.move_to_end(handle)
         return kept.graph
 
-    def listed(self, caller: Caller) -> list[KeptGraph]:
-        """The graphs that *caller* finds, by handle."""
+    def handles(self, caller: Caller) -> list[str]:
+        """The handles of the graphs that *caller* finds, in order."""
         self._sweep()
-        return [self._described(handle) for handle, kept in sorted(self._kept.items()) if self._finds(caller, kept)]
+        return sorted(handle for handle, kept in self._kept.items() if self._finds(caller, kept))
+
+    def described(self, handle: str) -> KeptGraph:
+        """What is told of a graph that is kept."""
+        kept = self._kept[handle]
+        graph, left = kept.graph, kept.expires_at - self._clock()
+        return KeptGraph(
+            handle=handle,
+            byte_count=graph.byte_count,
+            expire_time=datetime.now(UTC) + timedelta(seconds=left),
+            model=graph.model,
+            transcoders=graph.transcoders,
+            autoencoders=graph.autoencoders,
+            sources=graph.sources,
+            prompt="".join(graph.token_strings)[:MAX_PROMPT_CHARACTERS],
+            node_count=len(graph.nodes),
+        )
 
     def drop(self, handle: str, caller: Caller) -> None:
         """Drop the graph of *handle*; raises NotFound."""
@@ -129,21 +145,6 @@ class KeptGraphs:
             resource_name=handle,
             reason=Reason.GRAPH_NOT_FOUND,
             metadata={"resource_type": "graph", "resource_name": handle},
-        )
-
-    def _described(self, handle: str) -> KeptGraph:
-        kept = self._kept[handle]
-        graph, left = kept.graph, kept.expires_at - self._clock()
-        return KeptGraph(
-            handle=handle,
-            byte_count=graph.byte_count,
-            expire_time=datetime.now(UTC) + timedelta(seconds=left),
-            model=graph.model,
-            transcoders=graph.transcoders,
-            autoencoders=graph.autoencoders,
-            sources=graph.sources,
-            prompt="".join(graph.token_strings)[:MAX_PROMPT_CHARACTERS],
-            node_count=len(graph.nodes),
         )
 
     def _next_to_go(self, new: str) -> str:

@@ -345,9 +345,13 @@ class Pipeline:
             async for ready in items:
                 yield ready
 
-    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
-        """The kept graphs that *caller* finds, by handle."""
-        return self._graphs.listed(caller)
+    def graph_handles(self, caller: Caller) -> Sequence[str]:
+        """The handles of the kept graphs that *caller* finds, in order."""
+        return self._graphs.handles(caller)
+
+    def kept_graph(self, handle: str) -> KeptGraph:
+        """What is told of a graph, whose handle `graph_handles` has just given."""
+        return self._graphs.described(handle)
 
     def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         """Drop a kept graph; raises NotFound."""

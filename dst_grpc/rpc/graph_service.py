@@ -51,9 +51,13 @@ class GraphService:
 
     async def ListGraphs(self, request: pb.ListGraphsRequest, context: ObservedContext) -> pb.ListGraphsResponse:
         """List the caller's kept graphs."""
-        graphs = self._pipeline.kept_graphs(context.caller)
-        page, token = page_of(graphs, request, key=lambda graph: graph.handle, to_wire=to_wire, scope="graphs")
+        handles = self._pipeline.graph_handles(context.caller)
+        page, token = page_of(handles, request, key=str, to_wire=self._described, scope="graphs")
         return pb.ListGraphsResponse(graphs=page, next_page_token=token)
+
+    def _described(self, handle: str) -> pb.KeptGraph:
+        described: pb.KeptGraph = to_wire(self._pipeline.kept_graph(handle))
+        return described
 
     async def DropGraph(self, request: pb.DropGraphRequest, context: ObservedContext) -> pb.DropGraphResponse:
         """Drop a kept graph."""

@@ -162,8 +162,11 @@ class PipelinePort(Protocol):
     ) -> AsyncGenerator[Sequence[GraphProbePart | RunSummary], None]:
         """Ask the model about a kept graph."""
 
-    def kept_graphs(self, caller: Caller) -> Sequence[KeptGraph]:
-        """The kept graphs that *caller* finds, by handle."""
+    def graph_handles(self, caller: Caller) -> Sequence[str]:
+        """The handles of the kept graphs that *caller* finds, in order."""
+
+    def kept_graph(self, handle: str) -> KeptGraph:
+        """What is told of a graph, whose handle `graph_handles` has just given."""
 
     def drop_graph(self, handle: str, *, sender: Sender = HERE) -> None:
         """Drop a kept graph; raises NotFound."""

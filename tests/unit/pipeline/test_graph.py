@@ -180,7 +180,7 @@ async def test_a_cancelled_graph_lets_go_of_everything(
     await steps.aclose()
     assert held_bytes(pipeline) == 0
     assert all(status.pins == 0 for status in cache.statuses())
-    assert pipeline.kept_graphs(ALICE.caller) == []
+    assert pipeline.graph_handles(ALICE.caller) == []
     assert (await answer(pipeline)).handle is not None
 
 
@@ -203,8 +203,8 @@ async def test_a_kept_graph_answers_its_caller_alone(pipeline: Pipeline) -> None
     assert summary.provenance == found.trailer.provenance
     with pytest.raises(NotFound):
         await anext(pipeline.query_graph(asked(found.kept.handle), sender=BOB))
-    assert [one.handle for one in pipeline.kept_graphs(ALICE.caller)] == [found.handle]
-    assert pipeline.kept_graphs(BOB.caller) == []
+    assert pipeline.graph_handles(ALICE.caller) == [found.handle]
+    assert pipeline.graph_handles(BOB.caller) == []
     pipeline.drop_graph(found.kept.handle, sender=ALICE)
     with pytest.raises(NotFound):
         await anext(pipeline.query_graph(asked(found.kept.handle), sender=ALICE))

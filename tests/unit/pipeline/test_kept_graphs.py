@@ -75,8 +75,9 @@ def test_a_graph_is_what_is_told_of_it() -> None:
     assert found.prompt == "".join(GRAPH.token_strings)[:200]
     assert found.byte_count == graphs.byte_count == SIZE
     assert graphs.get(found.handle, ALICE) is GRAPH
-    (listed,) = graphs.listed(ALICE)
-    assert (listed.handle, listed.byte_count) == (found.handle, SIZE)
+    assert graphs.handles(ALICE) == [found.handle]
+    described = graphs.described(found.handle)
+    assert (described.handle, described.byte_count) == (found.handle, SIZE)
 
 
 def test_a_graph_takes_no_more_than_was_said_before() -> None:
@@ -88,7 +89,7 @@ def test_a_graph_is_its_callers() -> None:
     graphs = store(Clock())
     handle, others = kept(graphs), kept(graphs, BOB)
     assert_gone(graphs, handle, BOB)
-    assert [graph.handle for graph in graphs.listed(BOB)] == [others]
+    assert graphs.handles(BOB) == [others]
     assert graphs.get(handle, ALICE) is GRAPH
 
 
@@ -100,7 +101,7 @@ def test_who_asks_for_many_loses_its_own() -> None:
     for handle in of_alice[:3]:
         assert_gone(graphs, handle)
     later = [kept(graphs, BOB), kept(graphs, BOB)]  # of both as much was kept, so that the one used longest ago goes
-    assert [len(graphs.listed(caller)) for caller in (ALICE, BOB)] == [1, 2]
+    assert [len(graphs.handles(caller)) for caller in (ALICE, BOB)] == [1, 2]
     assert graphs.get(later[1], BOB) is GRAPH
     assert graphs.byte_count == 3 * SIZE
 
@@ -109,7 +110,7 @@ def test_shared_graphs_are_everybodys() -> None:
     graphs = store(Clock(), shared=True)
     handle, others = kept(graphs), kept(graphs, BOB)
     assert graphs.get(handle, BOB) is GRAPH
-    assert {graph.handle for graph in graphs.listed(BOB)} == {handle, others}
+    assert graphs.handles(BOB) == sorted((handle, others))
     graphs.drop(handle, BOB)
     assert_gone(graphs, handle)
 
@@ -128,7 +129,7 @@ def test_the_least_recently_used_goes_first() -> None:
     fourth = kept(graphs, BOB)
     assert_gone(graphs, second)
     assert graphs.byte_count == 3 * SIZE
-    assert {one.handle for one in graphs.listed(ALICE)} == {first, third}
+    assert graphs.handles(ALICE) == sorted((first, third))
     assert graphs.get(fourth, BOB) is GRAPH
 
 
@@ -163,9 +164,9 @@ def test_a_graph_expires_unless_it_is_used() -> None:
     clock.now = 100.0
     assert_gone(graphs, unused)
     clock.now = 198.0
-    assert [one.handle for one in graphs.listed(ALICE)] == [used]
+    assert graphs.handles(ALICE) == [used]
     clock.now = 199.0
-    assert graphs.listed(ALICE) == []
+    assert graphs.handles(ALICE) == []
     assert graphs.byte_count == 0
 
 

@@ -15,7 +15,7 @@ import pytest
 import dst_grpc
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
 from dst_grpc._gen.dst.v1 import context_service_pb2 as context_pb
-from dst_grpc._gen.dst.v1 import inference_pb2, resolution_pb2
+from dst_grpc._gen.dst.v1 import graph_pb2, inference_pb2, resolution_pb2
 from dst_grpc._gen.dst.v1.context_pb2 import CONTEXT_STATE_AVAILABLE, CONTEXT_STATE_LOADING, CONTEXT_STATE_NOT_LOADED
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import DeriveRequest
@@ -27,6 +27,7 @@ from dst_grpc.rpc.catalog_service import CatalogService
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
+from dst_grpc.rpc.graph_service import GraphService
 from dst_grpc.rpc.multiplex import StreamLimits
 from dst_grpc.rpc.outbox import Unread
 from dst_grpc.rpc.ports import AnswerPart
@@ -34,6 +35,7 @@ from dst_grpc.rpc.server_info import server_info
 from dst_grpc.rpc.settings import Settings
 from dst_grpc.rpc.tensor_store import TensorLimits, TensorStore
 from dst_grpc.wire.envelope import MESSAGE_BYTES
+from tests.fake_graphs import KEPT
 from tests.fake_parts import FakeCache, FakePipeline, FakeRegistry, answer, context_status
 
 
@@ -204,6 +206,17 @@ async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None
     assert not unpinned.status.pinned
     gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), CALL)
     assert gone.status.state == CONTEXT_STATE_NOT_LOADED
+
+
+async def test_of_kept_graphs_those_of_the_page_are_described() -> None:
+    pipeline = FakePipeline()
+    pipeline.kept = [replace(KEPT, handle=f"graph-{name}") for name in "cab"]
+    service = GraphService(pipeline, TensorStore(TensorLimits()))
+    first = await service.ListGraphs(graph_pb2.ListGraphsRequest(page_size=2), CALL)
+    assert [graph.handle for graph in first.graphs] == pipeline.described == ["graph-a", "graph-b"]
+    rest = await service.ListGraphs(graph_pb2.ListGraphsRequest(page_token=first.next_page_token), CALL)
+    assert [graph.handle for graph in rest.graphs] == ["graph-c"]
+    assert len(pipeline.described) == 3
 
 
 async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
