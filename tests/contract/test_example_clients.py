@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 
 import pytest
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
 from dst_grpc.client._channel import SERVICE_CONFIG
 from tests.polyglot.toolchains import CLIENTS, NEEDS
+from tests.processes import group
 
 ROOT = CLIENTS.parents[1]
 SERVICES = [
@@ -65,3 +68,18 @@ def test_paths_in_the_pages_exist() -> None:
     for page in (ROOT / "docs" / "clients.md", CLIENTS / "README.md", *CLIENTS.glob("*/README.md")):
         for link in re.findall(r"\]\(([^)#:]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_a_client_that_takes_too_long_ends_with_its_make() -> None:
+    def take_too_long(stdout: list[int]) -> None:
+        with group(["sh", "-c", "sleep infinity & echo started; wait"]) as process:
+            assert process.stdout is not None
+            stdout.append(os.dup(process.stdout.fileno()))
+            assert process.stdout.readline() == "started\n"
+            process.wait(timeout=0)
+
+    kept: list[int] = []
+    with pytest.raises(subprocess.TimeoutExpired):
+        take_too_long(kept)
+    with os.fdopen(kept[0]) as rest:
+        assert rest.read() == ""  # it ends, as nobody holds the other end any longer

@@ -26,6 +26,7 @@ from tests.polyglot.conftest import LiveServer
 from tests.polyglot.reference import tour
 from tests.polyglot.refusals import REFUSALS, RefusingCatalog, refusing_server
 from tests.polyglot.toolchains import CLIENTS, NEEDS, missing
+from tests.processes import group
 
 TOURS = {"embedded": CLIENTS / "tour.json", "golden": Path(__file__).parent / "golden.json"}
 IN_SHELL = {"health", "models", "types", "tokens", "unicode", "resolve", "resolve_stream", "retry"}
@@ -102,10 +103,10 @@ def made(language: str, *arguments: str, **environment: str) -> subprocess.Compl
     """The tour of a client that is built, if it was not."""
     command = ["make", "--silent", "-C", str(CLIENTS / language)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    everything = os.environ | environment
-    return subprocess.run(
-        [*command, "run", *arguments], capture_output=True, text=True, check=False, timeout=100, env=everything
-    )
+    command += ["run", *arguments]
+    with group(command, os.environ | environment) as process:
+        stdout, stderr = process.communicate(timeout=100)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def assert_equal(document: Json, reference: Json, language: str) -> None:
