@@ -56,18 +56,28 @@ class Timeline:
         """The labels by which a metric points to its trace; None unless that is recorded."""
         return None
 
-    def note(self, stage: Stage, started: float, ended: float, *, batch: object = None, **facts: Fact) -> None:
+    def note(
+        self,
+        stage: Stage,
+        started: float,
+        ended: float,
+        *,
+        seconds: float | None = None,
+        batch: object = None,
+        **facts: Fact,
+    ) -> None:
         """Note that it was in *stage* between two readings of `time.monotonic`.
 
         Args:
             stage: the stage.
             started: when it began.
             ended: when it ended.
+            seconds: for how long, if others were served in its midst; None = all the time.
             batch: what `batch` returned, if it was in this stage together with others.
             facts: what else is known of it.
         """
         del batch, facts
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + ended - started
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + (ended - started if seconds is None else seconds)
 
     def batch(self, others: Sequence[Timeline], started: float, ended: float, **facts: Fact) -> object:
         """Tell that it ran together with *others*; the result is for `note`."""

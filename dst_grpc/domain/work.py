@@ -39,20 +39,18 @@ class PassesDone(NamedTuple):
     n_padding: int
     """Pads beside them."""
     forward_seconds: float
-    """Time of the forward pass."""
+    """Time of the forward pass, without what interrupted it."""
     backward_seconds: float | None
-    """Time of the gradient passes; None if there were none."""
+    """Likewise of the gradient passes; None if there were none."""
 
 
 class WorkDone(NamedTuple):
-    """What a device has done without a break: jobs that ran together."""
+    """What a device has done: jobs that ran together."""
 
     device: str
     """The device."""
     started_at: float
     """When it began."""
-    ended_at: float
-    """When it ended."""
     jobs: tuple[JobDone, ...]
     """What was done, of one model."""
     passes: tuple[PassesDone, ...]

@@ -70,8 +70,7 @@ class DeviceMetrics:
             if not job.is_step:
                 observe(self._wait_of(work.device, job.priority), work.started_at - job.queued_at, job.exemplar)
         if first.is_step:
-            seconds = work.ended_at - work.started_at
-            observe(self._pass_of(first.model, work.device, "step"), seconds, first.exemplar)
+            observe(self._pass_of(first.model, work.device, "step"), first.device_seconds, first.exemplar)
         for one in work.passes:
             prompts, real, padding = self._batch_of(work.device)
             prompts.observe(one.n_prompts)

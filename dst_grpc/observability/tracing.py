@@ -111,8 +111,17 @@ class _TracedTimeline(Timeline):
     def exemplar(self) -> Mapping[str, str]:
         return {"trace_id": self.trace_id}
 
-    def note(self, stage: Stage, started: float, ended: float, *, batch: object = None, **facts: Fact) -> None:
-        super().note(stage, started, ended)
+    def note(
+        self,
+        stage: Stage,
+        started: float,
+        ended: float,
+        *,
+        seconds: float | None = None,
+        batch: object = None,
+        **facts: Fact,
+    ) -> None:
+        super().note(stage, started, ended, seconds=seconds)
         self._n_spans += 1
         if self._n_spans <= _MOST_SPANS:
             links = [Link(batch)] if isinstance(batch, SpanContext) else []

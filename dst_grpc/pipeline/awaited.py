@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dst_grpc.domain.timeline import Stage
 from dst_grpc.domain.work import JobDone, WorkDone
@@ -17,9 +17,28 @@ if TYPE_CHECKING:
 
     from dst_grpc.domain.work import PassesDone
     from dst_grpc.engine.decoder import Decoder
+    from dst_grpc.pipeline.own_time import Timer
     from dst_grpc.pipeline.plan import Plan
     from dst_grpc.pipeline.run import RunResult
     from dst_grpc.scalars.explained_model import AutoencoderSet
+
+
+class Stretch(NamedTuple):
+    """A time on the worker's thread."""
+
+    stage: Stage
+    """What it was for."""
+    begun: float
+    """When it began."""
+    ended: float
+    """When it ended."""
+    seconds: float
+    """How long it was without what interrupted it."""
+
+    @classmethod
+    def of(cls, stage: Stage, timer: Timer) -> Stretch:
+        """That which *timer* has timed until now."""
+        return cls(stage, timer.begun, time.monotonic(), timer.seconds)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -33,8 +52,8 @@ class Awaited(Job):
     thread."""
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """What it comes to."""
-    stages: list[tuple[Stage, float, float]] = field(default_factory=list)
-    """What it went through on the worker's thread, and when; set there."""
+    stages: list[Stretch] = field(default_factory=list)
+    """What it went through on the worker's thread; set there."""
     as_estimated: bool = False
     """Whether the work was done that its cost was estimated of: no pass was cancelled, or found in the store. Set on
     the worker's thread."""
@@ -76,24 +95,26 @@ class Step(Awaited):
 
 def note_stages(jobs: Sequence[Awaited]) -> None:
     """Tell the timelines of *jobs*, which ran together, what they went through."""
-    passes = [(job, begun, ended) for job in jobs for stage, begun, ended in job.stages if stage is Stage.PASS]
+    passes = [(job, one) for job in jobs for one in job.stages if one.stage is Stage.PASS]
     batch = None
     if passes:
-        first, begun, ended = passes[0]
-        timelines = [job.ticket.timeline for job, _, _ in passes]
-        facts = {"prompts": len(passes), "tokens": sum(job.n_tokens for job, _, _ in passes)}
-        told = (one.batch(timelines, begun, ended, model=first.ticket.timeline.model, **facts) for one in timelines)
+        first, ran = passes[0]
+        timelines = [job.ticket.timeline for job, _ in passes]
+        facts = {"prompts": len(passes), "tokens": sum(job.n_tokens for job, _ in passes)}
+        model = first.ticket.timeline.model
+        told = (one.batch(timelines, ran.begun, ran.ended, model=model, **facts) for one in timelines)
         batch = next(filter(None, told), None)
     for job in jobs:
         timeline = job.ticket.timeline
         if job.stages:
-            timeline.note(Stage.QUEUE, job.since, job.stages[0][1])
-        for stage, begun, ended in job.stages:
-            timeline.note(stage, begun, ended, batch=batch if stage is Stage.PASS else None)
+            timeline.note(Stage.QUEUE, job.since, job.stages[0].begun)
+        for one in job.stages:
+            own = batch if one.stage is Stage.PASS else None
+            timeline.note(one.stage, one.begun, one.ended, seconds=one.seconds, batch=own)
 
 
 def work_done(device: str, started: float, jobs: Sequence[Awaited], passes: Sequence[PassesDone]) -> WorkDone:
-    """What observers are told of *jobs*, which ran together from *started* until now, in *passes*."""
+    """What observers are told of *jobs*, which ran together from *started* on, in *passes*."""
     done = tuple(
         JobDone(
             job.ticket.caller.name,
@@ -107,7 +128,7 @@ def work_done(device: str, started: float, jobs: Sequence[Awaited], passes: Sequ
         )
         for job in jobs
     )
-    return WorkDone(device, started, time.monotonic(), done, tuple(passes))
+    return WorkDone(device, started, done, tuple(passes))
 
 
 def fail(job: Job, error: Exception) -> None:

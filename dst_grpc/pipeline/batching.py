@@ -9,7 +9,6 @@ in its midst, wherever it gives way: at its checks. Used on the event loop; jobs
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,8 +20,9 @@ from dst_grpc.engine.cancellation import cancelled
 from dst_grpc.errors import Cancelled, DeadlineExceeded, require
 from dst_grpc.failures import failure_of, is_out_of_memory
 from dst_grpc.pipeline.arrangement import nothing_kept
-from dst_grpc.pipeline.awaited import Awaited, Pass, Step, check_wanted, fail, note_stages, work_done
+from dst_grpc.pipeline.awaited import Awaited, Pass, Step, Stretch, check_wanted, fail, note_stages, work_done
 from dst_grpc.pipeline.directions import naming
+from dst_grpc.pipeline.own_time import Timer
 from dst_grpc.pipeline.rates import Rates, Work
 from dst_grpc.pipeline.run import RunResult, run
 from dst_grpc.pipeline.worker import stopping
@@ -317,26 +317,26 @@ class Batcher:
 
     def _run(self, running: _Running) -> list[object]:
         """The results of jobs: of a single step, or of plans."""
-        started, batch = time.monotonic(), running.batch
+        timer, batch = Timer(), running.batch
         if batch.interrupts is None:
-            return self._results(running, started)
-        batch.started = started
+            return self._results(running, timer)
+        batch.started = timer.begun
         try:
-            return self._results(running, started)
+            return self._results(running, timer)
         finally:
-            batch.interrupts.interrupted += time.monotonic() - started
+            batch.interrupts.interrupted += timer.seconds
 
-    def _results(self, running: _Running, started: float) -> list[object]:
+    def _results(self, running: _Running, timer: Timer) -> list[object]:
         passes = [job for job in running.jobs if isinstance(job, Pass)]
         if passes:
-            return self._run_passes(passes, started, running.passes)
+            return self._run_passes(passes, timer, running.passes)
         (step,) = (job for job in running.jobs if isinstance(job, Step))
         step.as_estimated = True
         outcome = self._outcome(step.work)
-        step.stages.append((Stage.DERIVE, started, time.monotonic()))
+        step.stages.append(Stretch.of(Stage.DERIVE, timer))
         return [outcome]
 
-    def _run_passes(self, batch: Sequence[Pass], started: float, done: list[PassesDone]) -> list[object]:
+    def _run_passes(self, batch: Sequence[Pass], timer: Timer, done: list[PassesDone]) -> list[object]:
         """Plans without a kept recording run as one batch, or, if that fails, one by one; *done* is added to."""
         results: dict[int, RunResult | Exception] = {}
         for i, job in enumerate(batch):
@@ -346,10 +346,10 @@ class Batcher:
                 results[i] = RunResult(job.plan, job.decoder, job.sets, recording, batches=())
         new = [i for i in range(len(batch)) if i not in results]
         results |= dict(zip(new, self._run_new([batch[i] for i in new], done), strict=True))
-        ran = time.monotonic()
+        ran = Stretch.of(Stage.PASS, timer)
         for i in new:
-            batch[i].stages.append((Stage.PASS, started, ran))
-        return [self._finished(job, results[i], started) for i, job in enumerate(batch)]
+            batch[i].stages.append(ran)
+        return [self._finished(job, results[i], timer.begun) for i, job in enumerate(batch)]
 
     def _run_new(self, batch: Sequence[Pass], done: list[PassesDone]) -> Sequence[RunResult | Exception]:
         """The results of a batch; if it fails, of each of its plans alone. Recordings give way to a plan that has no
@@ -395,9 +395,9 @@ class Batcher:
         """The caller's result, after its *then*, or its error."""
         if isinstance(result, Exception) or job.is_over:
             return result
-        began = time.monotonic()
+        timer = Timer()
         outcome = self._outcome(lambda: job.then(replace(result, queue_duration=started - job.since)))
-        job.stages.append((Stage.DERIVE, began, time.monotonic()))
+        job.stages.append(Stretch.of(Stage.DERIVE, timer))
         return outcome
 
     def _outcome(self, work: Callable[[], Any]) -> object:

@@ -6,7 +6,6 @@ earlier steps (tensors, the table's nodes) are kept until the end.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +16,7 @@ from dst_grpc.domain.explanations import ExplainPart, ExplanationPart, NodeToken
 from dst_grpc.domain.results import RunHeader, RunSummary
 from dst_grpc.pipeline.node_tables import NodeTables
 from dst_grpc.pipeline.not_finite import error_of
+from dst_grpc.pipeline.own_time import own_time
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import RunResult, total_statistics
 from dst_grpc.pipeline.scored_tokens import TokenScorer
@@ -85,10 +85,10 @@ class ExplanationAnswer:
         step: Callable[[], Parts] | None = next(work)
         while step is not None:
             self._results[0].check()
-            started = time.perf_counter()
+            started = own_time()
             with torch.no_grad():
                 parts = step()
-            self._seconds += time.perf_counter() - started
+            self._seconds += own_time() - started
             step = next(work, None)
             self._is_complete = step is None
             yield parts

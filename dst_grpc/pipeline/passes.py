@@ -7,7 +7,6 @@ run together: the sum of the rows' scalars is differentiated once.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +26,7 @@ from dst_grpc.engine.taps import Taps, of_row
 from dst_grpc.errors import Internal, require
 from dst_grpc.pipeline.directions import vector_of, vectors_of
 from dst_grpc.pipeline.not_finite import Watch, gradient_not_finite, not_finite, watched
+from dst_grpc.pipeline.own_time import own_time
 from dst_grpc.pipeline.recording import Recording
 from dst_grpc.pipeline.rows import Entering, Row, places_of, with_sources
 from dst_grpc.scalars.explained_model import AutoencoderSet, ExplainedModel
@@ -148,7 +148,7 @@ def run_batch(
     Raises:
         Cancelled: what *check* raises.
     """
-    started = time.perf_counter()
+    started = own_time()
     taps = Taps(
         values=frozenset().union(*(row.sites for row in rows)),
         gradients=frozenset().union(*(row.attached for row in rows)),
@@ -179,12 +179,12 @@ def run_batch(
             ]
             scalars = [_scalars(row.run, forward) for row, forward in zip(rows, forwards, strict=True)]
         reported = [[scalars[i][origin].item() for origin in row.run.origins] for i, row in enumerate(rows)]
-        forward_ended = time.perf_counter()
+        forward_ended = own_time()
         passes = list(_gradients(rows, taps, scalars))
     finally:
         taps.attached.clear()
     found = _found_not_finite(rows, places, taps, reported, passes, decoder, sets)
-    ended = time.perf_counter()
+    ended = own_time()
     statistics = RunStatistics(forward_passes=1, backward_passes=len(passes), pass_duration=ended - started)
     n_tokens = [row.n_tokens for row in rows]
     done = PassesDone(

@@ -3,12 +3,12 @@ run of a prompt."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dst_grpc.domain.results import RunStatistics, RunSummary
 from dst_grpc.pipeline.not_finite import error_of
+from dst_grpc.pipeline.own_time import own_time
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.pipeline.run import splices_of
 from dst_grpc.pipeline.stepped_plan import SteppedPlan
@@ -61,9 +61,9 @@ class SteppedAnswer(ABC, Generic[A, P]):
         work = self._work()
         while not self._is_complete:
             self._first.check()
-            started = time.perf_counter()
+            started = own_time()
             parts = next(work, None)
-            self._seconds += time.perf_counter() - started
+            self._seconds += own_time() - started
             self._is_complete = parts is None
             yield parts or []
 

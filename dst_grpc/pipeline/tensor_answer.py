@@ -6,7 +6,6 @@ recorded taps. Only sparse ones are derived before the header, which needs their
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from dst_grpc.domain.components import Dimension, PassType, TensorElementType, TensorEncoding
 from dst_grpc.domain.results import AnswerHeader, DenseTensor, RunSummary, SparseTensor, TensorInfo, TensorRows
 from dst_grpc.engine.element_types import TORCH_TYPES
+from dst_grpc.pipeline.own_time import own_time
 from dst_grpc.pipeline.provenance import provenance_of
 from dst_grpc.scalars.derive import Derivation
 
@@ -146,9 +146,9 @@ class TensorAnswer:
         for layer in scalar.layers:
             rows = derivation.in_rows(layer, scalar.rows_of(self._step_bytes))
             while True:
-                started = time.perf_counter()
+                started = own_time()
                 found = next(rows, None)
-                self._derive_seconds += time.perf_counter() - started
+                self._derive_seconds += own_time() - started
                 if found is None:
                     break
                 yield found[2], found[1]
@@ -157,9 +157,9 @@ class TensorAnswer:
     def _derived(self, scalar: PlannedScalar) -> Iterator[tuple[int | None, PassType, torch.Tensor]]:
         derivation: Derivation = self._result.derivation(scalar)
         for layer in scalar.layers:
-            started = time.perf_counter()
+            started = own_time()
             found = derivation.at(layer)
-            self._derive_seconds += time.perf_counter() - started
+            self._derive_seconds += own_time() - started
             for pass_type, tensor in found.items():
                 yield layer, pass_type, tensor
 

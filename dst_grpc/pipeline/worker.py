@@ -15,6 +15,7 @@ import torch
 
 from dst_grpc.errors import Reason, Unavailable
 from dst_grpc.failures import failure_of, is_out_of_memory, out_of_memory, without_frames, without_locals
+from dst_grpc.pipeline.own_time import others_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ class Worker:
         """
         if self._interrupting and threading.get_ident() == self._ident:
             threads = torch.get_num_threads()
-            with torch.enable_grad():  # as where jobs begin
+            with others_run(), torch.enable_grad():  # as where jobs begin
                 self._run_interrupting()
             _use_threads(threads)
 

@@ -31,7 +31,7 @@ def test_a_batch_is_timed_and_counted_and_so_is_what_it_costs_whom(
 ) -> None:
     jobs = (job(n_tokens=5), job("10.0.0.7", n_tokens=3, queued_at=10.5))
     passes = (PassesDone(2, 8, 2, 0.125, 0.375),)
-    devices.on_work(WorkDone("cpu", 11.0, 11.5, jobs, passes))
+    devices.on_work(WorkDone("cpu", 11.0, jobs, passes))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(name, labels)
@@ -53,13 +53,13 @@ def test_a_batch_is_timed_and_counted_and_so_is_what_it_costs_whom(
 def test_steps_and_loads_are_timed_and_did_not_wait_as_passes_do(
     registry: CollectorRegistry, devices: DeviceMetrics
 ) -> None:
-    devices.on_work(WorkDone("cpu", 11.0, 11.5, (job(is_step=True),), ()))
+    devices.on_work(WorkDone("cpu", 11.0, (job(is_step=True),), ()))
     devices.on_load(LoadDone(model="tiny", device="cpu", seconds=2.0))
 
     def seconds(kind: str) -> float | None:
         return registry.get_sample_value("dst_pass_seconds_sum", {"model": "tiny", "device": "cpu", "kind": kind})
 
-    assert (seconds("step"), seconds("load"), seconds("forward")) == (0.5, 2.0, None)
+    assert (seconds("step"), seconds("load"), seconds("forward")) == (0.25, 2.0, None)
     labels = {"device": "cpu", "class": "interactive"}
     assert registry.get_sample_value("dst_queue_wait_seconds_count", labels) is None
 

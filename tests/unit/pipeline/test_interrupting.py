@@ -12,16 +12,21 @@ import pytest
 import torch
 
 from dst_grpc.domain.callers import Caller
+from dst_grpc.domain.timeline import Stage
+from dst_grpc.domain.work import OnWork, WorkDone
+from dst_grpc.engine.cancellation import never_cancelled
 from dst_grpc.pipeline.batching import Batcher
 from dst_grpc.pipeline.door import Ticket
 from dst_grpc.pipeline.limits import DeviceLimits
 from dst_grpc.pipeline.plan import Plan
+from dst_grpc.pipeline.rates import Work
 from dst_grpc.pipeline.run import RunResult
 from dst_grpc.pipeline.scheduler import Scheduler
 from dst_grpc.pipeline.store import RecordingStore
 from dst_grpc.pipeline.worker import Worker
 from tests import models
 from tests.unit.pipeline.test_batching import plan_of
+from tests.unit.pipeline.test_own_time import Clock
 
 T = TypeVar("T")
 WORLD = models.world()
@@ -63,8 +68,8 @@ def interruptible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "_can_interrupt", lambda *_: True)
 
 
-def a_batcher(worker: Worker) -> Batcher:
-    return Batcher(worker, RecordingStore(), Scheduler(DeviceLimits(), time.monotonic))
+def a_batcher(worker: Worker, *observers: OnWork) -> Batcher:
+    return Batcher(worker, RecordingStore(), Scheduler(DeviceLimits(), time.monotonic), observers=observers)
 
 
 async def ask(batcher: Batcher, name: str, plan: Plan) -> RunResult:
@@ -102,6 +107,55 @@ async def test_each_gets_what_it_gets_alone(place: int, in_backward: bool) -> No
         assert len(expected) == len(values(result)) > 0
         assert all(map(torch.equal, values(result), expected))
         assert (result.statistics.forward_passes, result.statistics.backward_passes) == (1, 1)
+    await batcher.close()
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("place", [0, -1])
+async def test_each_is_told_its_own_time(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """By a clock that stands still but for the small one: in the midst of the large one, forward and backward."""
+    clock = Clock()
+    monkeypatch.setattr("dst_grpc.pipeline.own_time.time", clock)
+    _, count = await alone(LARGE)
+    worker, heard = Slow(range(count)[place]), list[WorkDone]()
+    batcher = a_batcher(worker, heard.append)
+    large, small = (Ticket(Caller(name=name)) for name in ("large", "small"))
+
+    def takes_long(result: RunResult) -> RunResult:
+        clock.now += 1000
+        return result
+
+    running = asyncio.create_task(batcher.run(large, LARGE, WORLD.decoder, {}, lambda result: result))
+    await worker.may_be_interrupted()
+    await batcher.run(small, SMALL, WORLD.decoder, {}, takes_long)
+    assert (await running).statistics.pass_duration == 0
+    assert (large.timeline.seconds[Stage.PASS], large.timeline.seconds[Stage.DERIVE]) == (0, 0)
+    assert (small.timeline.seconds[Stage.PASS], small.timeline.seconds[Stage.DERIVE]) == (0, 1000)
+    assert [work.jobs[0].caller for work in heard] == ["small", "large"]
+    assert [(one.forward_seconds, one.backward_seconds) for work in heard for one in work.passes] == [(0, 0)] * 2
+    await batcher.close()
+
+
+@pytest.mark.usefixtures("interruptible")
+async def test_a_step_is_told_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("dst_grpc.pipeline.own_time.time", clock)
+    worker = Slow(0)
+    batcher = a_batcher(worker)
+    large, small = (Ticket(Caller(name=name)) for name in ("large", "small"))
+
+    def step() -> None:
+        clock.now += 1
+        batcher.giving_way(never_cancelled)()
+
+    def interrupting() -> None:
+        clock.now += 1000
+
+    running = asyncio.create_task(batcher.step(large, "tiny", Work.PATCH_STEP, step, 1))
+    await worker.may_be_interrupted()
+    await batcher.step(small, "tiny", Work.PATCH_STEP, interrupting, 1)
+    await running
+    assert [one.timeline.seconds[Stage.DERIVE] for one in (large, small)] == [1, 1000]
     await batcher.close()
 
 
