@@ -86,12 +86,14 @@ def test_a_call_is_told_stage_by_stage_below_the_span_of_its_caller(observed: Ob
 
 
 def test_a_call_of_nobodys_trace_or_of_junk_begins_its_own(observed: Observed) -> None:
-    before = len(observed.receiver.spans(list.__len__))
+    request_ids = set()
     for metadata in ((), (("traceparent", "junk"),), (("traceparent-bin", b"\x00"),)):
-        assert list(observed.stub.Derive(request("of junk"), timeout=CALL_SECONDS, metadata=metadata))
+        call = observed.stub.Derive(request("of junk"), timeout=CALL_SECONDS, metadata=metadata)
+        assert list(call)
+        request_ids.add(dict(call.trailing_metadata())["x-request-id"])
 
     def calls(spans: Sequence[Span]) -> list[Span]:
-        return [span for span in spans[before:] if span.name == DERIVE]
+        return [span for span in spans if values(span.attributes).get("dst.request_id") in request_ids]
 
     found = calls(observed.receiver.spans(lambda spans: len(calls(spans)) == 3))
     assert len({span.trace_id for span in found}) == 3
