@@ -122,15 +122,14 @@ class Incoming:
         async with self._intake.turn(self._caller):
             self._has_begun = True
             try:
-                async with asyncio.timeout(seconds):
-                    data = await self._context.read()
+                data = await self._next(seconds)
             except TimeoutError:
                 raise DeadlineExceeded(f"the message of the call did not come in within {seconds:g} s") from None
         if _is_end(data):
             # A cancelled call, or one whose deadline has passed, ends so too; gRPC cancels its task a little later.
             await asyncio.sleep(_CANCEL_SECONDS)
             raise InvalidRequest.of("", "the call ended without a request", reason=Reason.MALFORMED_MESSAGE)
-        return cast("bytes", data)
+        return data
 
     def open(self) -> None:
         """Begin to read a stream.
@@ -147,13 +146,9 @@ class Incoming:
 
     async def __anext__(self) -> bytes:
         """The next message."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(self._context.read())
-            self._reading.add_done_callback(_retrieve)
-        data: bytes = await asyncio.shield(self._reading)
+        data = await self._next()
         if _is_end(data):
             raise StopAsyncIteration
-        self._reading = None
         return data
 
     async def hear_out(self) -> None:
@@ -169,22 +164,42 @@ class Incoming:
                 if self.is_stream:
                     await self._until_pause()
                 else:
-                    await self._context.read()
+                    await self._next()
 
     async def _until_pause(self) -> None:
         n_bytes = n_silent = 0
-        with suppress(StopAsyncIteration):
-            while n_bytes < _HEAR_OUT_BYTES and n_silent < _LOOKS:
-                try:
-                    n_bytes += len(await asyncio.wait_for(anext(self), _LOOK_SECONDS))
-                    n_silent = 0
-                except TimeoutError:
-                    n_silent += 1
+        while n_bytes < _HEAR_OUT_BYTES and n_silent < _LOOKS:
+            try:
+                data = await self._next(_LOOK_SECONDS)
+            except TimeoutError:
+                n_silent += 1
+            else:
+                if _is_end(data):
+                    return
+                n_bytes, n_silent = n_bytes + len(data), 0
+
+    async def _next(self, seconds: float | None = None) -> bytes:
+        """What gRPC gives next, a message or that there are no more.
+
+        Reading goes on when nobody waits for it any longer, until the call is over: of a message that comes in once its
+        reader was cancelled, gRPC never frees the memory.
+
+        Raises:
+            TimeoutError: It took more than *seconds*.
+        """
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(self._context.read())
+            self._reading.add_done_callback(_retrieve)
+        if not (await asyncio.wait((self._reading,), timeout=seconds))[0]:
+            raise TimeoutError
+        reading, self._reading = self._reading, None
+        try:
+            return cast("bytes", reading.result())
+        finally:
+            del reading  # whose error refers to this frame
 
     def close(self) -> None:
-        """Wait for no further message."""
-        if self._reading is not None:
-            self._reading.cancel()
+        """Count the call no more."""
         if self._opened is not None:
             self._intake.close(self._opened)
             self._opened = None

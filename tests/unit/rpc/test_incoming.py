@@ -124,6 +124,30 @@ async def test_who_sends_nothing_is_not_heard_out_for_ever(monkeypatch: pytest.M
     await asyncio.wait_for(asyncio.gather(*(of(Wire(), intake).hear_out() for _ in range(3))), CALL_SECONDS)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_message_that_comes_too_late_is_received_all_the_same(
+    is_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one whose reader was cancelled, gRPC never frees the memory."""
+    monkeypatch.setattr(module, "_HEAR_OUT_SECONDS", 0.01)
+    wire, intake = Wire(), Intake(IntakeLimits(slow_sender_seconds=0.01))
+    call = of(wire, intake, is_stream=is_stream)
+    if is_stream:
+        waiting = asyncio.create_task(anext(call))
+        await settled()
+        waiting.cancel()
+        await call.hear_out()
+    else:
+        with pytest.raises(DeadlineExceeded):
+            await call.only()
+    call.close()
+    await settled()
+    assert wire.n_reading == 1
+    wire.sent.put_nowait(b"too late")
+    await settled()
+    assert (wire.n_reading, wire.sent.qsize()) == (0, 0)
+
+
 async def test_a_message_that_was_read_is_all_that_there_is_to_hear() -> None:
     wire = Wire()
     wire.sent.put_nowait(b"all")
