@@ -338,7 +338,7 @@ class NotAllowed(DstError):
 
 
 class DeadlineExceeded(DstError):
-    """The deadline passed; the work was stopped."""
+    """The deadline passed, or the request did not come in; the work was stopped."""
 
     default_reason = Reason.DEADLINE_EXCEEDED
 

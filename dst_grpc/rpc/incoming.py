@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _CANCEL_SECONDS = 0.05
 """Within which gRPC tells that a call was cancelled whose messages have ended."""
+_STRANGERS_SECONDS = 1.0
+"""How long the message of a health check may take to come in: it is small, and comes with the call."""
 _HEAR_OUT_SECONDS = 1.0
 _HEAR_OUT_BYTES = 64 << 20
 _LOOKS, _LOOK_SECONDS = 5, 0.05
@@ -38,11 +40,11 @@ class IntakeLimits:
     """How much is read at once."""
 
     max_messages: int = 64
-    """Calls whose message is being read; one of each caller always may be."""
+    """Calls whose message is being read; one of each caller always may be. As many of strangers, but no more."""
     max_messages_per_caller: int = 8
-    """Those of one caller."""
+    """Those of one caller, or of one connection of strangers."""
     max_waiting_per_caller: int = 1024
-    """Calls of one caller whose message waits to be read."""
+    """Calls of one caller, or of one connection of strangers, whose message waits to be read."""
     max_streams_per_caller: int = 256
     """Streams of requests that one caller may have open: the next message of each is always being read."""
     slow_sender_seconds: float = 30.0
@@ -50,27 +52,37 @@ class IntakeLimits:
 
 
 class Intake:
-    """What is being read, of each caller."""
+    """What is being read, of each caller.
+
+    Callers who are not known are strangers: those of health checks, and those who are refused. Their turns are apart,
+    and those of each connection too: a host says little, as a proxy is one host with its own health checks.
+    """
 
     def __init__(self, limits: IntakeLimits | None = None) -> None:
         """Start with nothing."""
-        self.limits = limits or IntakeLimits()
-        self._turns = CallerTurns(
-            at_once=self.limits.max_messages, at_once_per_caller=self.limits.max_messages_per_caller, one_each=True
-        )
+        self._limits = limits = limits or IntakeLimits()
+        at_once, per_caller = limits.max_messages, limits.max_messages_per_caller
+        self._turns = CallerTurns(at_once=at_once, at_once_per_caller=per_caller, one_each=True)
+        self._strangers = CallerTurns(at_once=at_once, at_once_per_caller=per_caller)
         self._streams: Counter[str] = Counter()
         """Open streams of each caller."""
 
-    def turn(self, caller: str) -> AbstractAsyncContextManager[None]:
-        """The turn of a call of *caller* to be read.
+    def turn(self, call: CallInfo) -> AbstractAsyncContextManager[None]:
+        """The turn of *call* to be read.
 
         Raises:
             Exhausted: (QUEUE_FULL) if too many wait for theirs.
         """
-        limit = self.limits.max_waiting_per_caller
-        if self._turns.n_waiting(caller) >= limit:
+        name, limit = call.caller.name, self._limits.max_waiting_per_caller
+        turns, sender = (self._turns, name) if name else (self._strangers, call.peer)
+        if turns.n_waiting(sender) >= limit:
             raise _full(f"{limit} calls of the caller wait to be read already", "max_incoming_calls_per_caller", limit)
-        return self._turns.turn(caller)
+        return turns.turn(sender)
+
+    def seconds(self, call: CallInfo) -> float:
+        """How long the message of *call* may take to come in."""
+        seconds = self._limits.slow_sender_seconds
+        return seconds if call.caller.name else min(seconds, _STRANGERS_SECONDS)
 
     def open(self, caller: str) -> None:
         """Count a stream of *caller*.
@@ -78,7 +90,7 @@ class Intake:
         Raises:
             Exhausted: (QUEUE_FULL) if it has too many.
         """
-        limit = self.limits.max_streams_per_caller
+        limit = self._limits.max_streams_per_caller
         if self._streams[caller] >= limit:
             raise _full(f"the caller has {limit} streams open already", "max_streams_per_caller", limit)
         self._streams[caller] += 1
@@ -105,11 +117,6 @@ class Incoming:
         """Whether its only message is being read, or was."""
         self._reading: asyncio.Task[Any] | None = None
 
-    @property
-    def _caller(self) -> str:
-        """Who sends: the host, where callers are not known, as with health checks and those who are refused."""
-        return self._info.caller.name or self._info.peer.rpartition(":")[0]
-
     async def only(self) -> bytes:
         """The message of a call that has one, once it is the turn of its caller.
 
@@ -118,8 +125,8 @@ class Incoming:
             Exhausted: Too many calls of its caller wait to be read.
             DeadlineExceeded: It took too long to come in.
         """
-        seconds = self._intake.limits.slow_sender_seconds
-        async with self._intake.turn(self._caller):
+        seconds = self._intake.seconds(self._info)
+        async with self._intake.turn(self._info):
             self._has_begun = True
             try:
                 data = await self._next(seconds)
@@ -137,8 +144,9 @@ class Incoming:
         Raises:
             Exhausted: (QUEUE_FULL) if its caller has too many.
         """
-        self._intake.open(self._caller)
-        self._opened = self._caller
+        caller = self._info.caller.name
+        self._intake.open(caller)
+        self._opened = caller
 
     def __aiter__(self) -> Self:
         """The messages of a stream."""
@@ -160,7 +168,7 @@ class Incoming:
         if self._has_begun:
             return
         with suppress(TimeoutError, Exhausted, grpc.aio.BaseError):
-            async with asyncio.timeout(_HEAR_OUT_SECONDS), self._intake.turn(self._caller):
+            async with asyncio.timeout(_HEAR_OUT_SECONDS), self._intake.turn(self._info):
                 if self.is_stream:
                     await self._until_pause()
                 else:

@@ -59,6 +59,12 @@ _PING_INTERVAL_MILLIS = 10_000
 _PENDING_CALLS = 100_000
 _ONE_PER_PORT = ("grpc.so_reuseport", 0)
 """A second server on the port must fail, not silently take half of the connections."""
+_WINDOWS = (
+    # Else gRPC lets the client of each call send megabytes ahead, once the line is known to be fast.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
+)
+_HEALTH_CHECK_BYTES = 4096
 _LEAST_AT_ONCE = 4
 """Messages that are read at once however large they may be, so that a small one does not wait for a large one."""
 _TELL_SECONDS = 5.0
@@ -197,7 +203,8 @@ class Server:
             return
         methods = MethodTable([])
         methods.add(health.SERVICE, self._health)
-        server = grpc.aio.server(handlers=(methods,), options=(_ONE_PER_PORT,))
+        options = (("grpc.max_receive_message_length", _HEALTH_CHECK_BYTES), *_WINDOWS, _ONE_PER_PORT)
+        server = grpc.aio.server(handlers=(methods,), options=options)
         self._health_address = listen_on_port(server, *self._settings.health_address)
         await server.start()
         stack.push_async_callback(server.stop, None)
@@ -311,9 +318,7 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MILLIS),
                 ("grpc.keepalive_permit_without_calls", 1),
-                # Else gRPC lets the client of each call send megabytes ahead, once the line is known to be fast.
-                ("grpc.http2.bdp_probe", 0),
-                ("grpc.http2.lookahead_bytes", UNREAD_BYTES),
+                *_WINDOWS,
                 # Of calls that wait to be accepted, gRPC drops some from 1,000 on, as CANCELLED, and no handler, log or
                 # metric sees them. Accepting one takes little, and our own door decides whether it is served.
                 ("grpc.server.max_pending_requests", _PENDING_CALLS),

@@ -124,6 +124,9 @@ async def test_health_has_a_plain_port_of_its_own_beside_tls_until_all_calls_are
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await list_models(probe)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_check(probe, "a" * 5000)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # nothing that large need be read
             gate = asyncio.Event()
             rig.parts.pipeline.scripts["x"] = half_until(gate)
             call = client.scalars.Derive(item("x").request, timeout=CALL_SECONDS)

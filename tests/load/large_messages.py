@@ -1,4 +1,5 @@
-"""Many calls whose messages are as large as may be, at once: memory is bounded before any of them can be judged."""
+"""Many calls whose messages are as large as may be, at once: memory is bounded before any of them can be judged. And
+calls that send none."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _KINDS = {
     "requests": (DERIVE, _GREEDY, 400),
     "items of streams": (DERIVE_STREAM, _GREEDY, 1600),
-    "requests of strangers": (DERIVE, (), 200),
-    "health checks": (_HEALTH, (), 200),
+    "requests of strangers": (DERIVE, (), 400),
+    "health checks": (_HEALTH, (), 400),
     "calls of unknown methods": ("/dst.v1.OtherService/Call", _GREEDY, 200),
 }
 """Of each kind the method, the metadata, and the MiB that all may take: messages that are read, and those that wait."""
@@ -70,19 +71,22 @@ async def attack(target: Target, found: Findings) -> None:
                 wait <= _HEALTHY_SECONDS,
             )
             found.say("  a small request of another", outcome.code, "OK", outcome.code == "OK")
-        async with target.channel() as other:
-            silent: Any = other.stream_unary(DERIVE)
-            calls = [silent(metadata=_GREEDY) for _ in range(_SILENT)]
-            await asyncio.gather(*(each.wait_for_connection() for each in calls))
-            seconds = (await asked()).seconds
-            found.say(
-                f"beside {_SILENT} that send nothing, seconds",
-                f"{seconds:.3f}",
-                f"<= {_HEALTHY_SECONDS}",
-                seconds <= _HEALTHY_SECONDS,
-            )
-            for each in calls:
-                each.cancel()
+        for what, metadata in {"of a caller": _GREEDY, "of strangers": (), "health checks": ()}.items():
+            method = _HEALTH if what == "health checks" else DERIVE
+            async with target.channel() as other:
+                silent: Any = other.stream_unary(method)
+                calls = [silent(metadata=metadata) for _ in range(_SILENT)]
+                await asyncio.gather(*(each.wait_for_connection() for each in calls))
+                small_one, check = await asked(), await call(channel, _HEALTH, b"", within=_WITHIN)
+                seconds, statuses = max(small_one.seconds, check.seconds), {small_one.code, check.code}
+                found.say(
+                    f"beside {_SILENT} {what} that send nothing",
+                    f"{seconds:.3f} s {statuses}",
+                    f"<= {_HEALTHY_SECONDS} s OK",
+                    seconds <= _HEALTHY_SECONDS and statuses == {"OK"},
+                )
+                for each in calls:
+                    each.cancel()
 
 
 async def _sent(target: Target, method: str, metadata: Sequence[tuple[str, str]]) -> dict[str, int]:

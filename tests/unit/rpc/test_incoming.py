@@ -31,11 +31,12 @@ class Wire:
             self.n_reading -= 1
 
 
-def of(wire: Wire, intake: Intake, name: str = "a", *, is_stream: bool = False) -> Incoming:
-    """The messages of a call of the caller *name*; of nobody if that is empty."""
+def of(wire: Wire, intake: Intake, name: str = "a", *, port: int = 5, is_stream: bool = False) -> Incoming:
+    """The messages of a call from *port*, of the caller *name*, or of a stranger if that is empty."""
     caller = Caller(name=name, roles=ASKING)
     context: Any = wire
-    return Incoming(context, CallInfo(method="/a/B", peer="ipv4:1.2.3.4:5", caller=caller), intake, is_stream=is_stream)
+    info = CallInfo(method="/a/B", peer=f"ipv4:1.2.3.4:{port}", caller=caller)
+    return Incoming(context, info, intake, is_stream=is_stream)
 
 
 async def settled() -> None:
@@ -102,12 +103,43 @@ async def test_a_caller_may_have_so_many_streams_open() -> None:
         of(Wire(), intake, is_stream=True).open()
 
 
-# Calls that are refused before they are read
+# Strangers: health checks, and those who are refused
+
+
+async def test_strangers_who_send_nothing_hold_up_nobody_but_their_connection() -> None:
+    """Else whoever reaches the server through a proxy could keep the proxy's own health checks from it."""
+    silent, other = Wire(), Wire()
+    intake = Intake(IntakeLimits(max_messages=2, max_messages_per_caller=1, max_waiting_per_caller=1))
+    first, second = (asyncio.create_task(of(silent, intake, "").only()) for _ in range(2))
+    await settled()
+    with pytest.raises(Exhausted):
+        await of(silent, intake, "").only()
+    other.sent.put_nowait(b"a check")
+    assert await of(other, intake, "", port=6).only() == b"a check"
+    first.cancel()
+    second.cancel()
+
+
+async def test_strangers_take_no_turn_of_callers() -> None:
+    silent, other, intake = Wire(), Wire(), Intake(IntakeLimits(max_messages=2))
+    strangers = [asyncio.create_task(of(silent, intake, "", port=port).only()) for port in range(3)]
+    await settled()
+    assert silent.n_reading == 2  # not one of each
+    callers = [asyncio.create_task(of(other, intake, name).only()) for name in "aab"]
+    await settled()
+    assert other.n_reading == 3
+    for task in (*strangers, *callers):
+        task.cancel()
+
+
+async def test_a_stranger_s_message_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STRANGERS_SECONDS", 0.01)
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.01 s"):
+        await asyncio.wait_for(of(Wire(), Intake(), "").only(), CALL_SECONDS)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_who_is_refused_is_heard_out_in_turn(is_stream: bool) -> None:
-    """Strangers share the turns of their host."""
     wire, intake = Wire(), Intake(IntakeLimits(max_messages_per_caller=1))
     refused = [asyncio.create_task(of(wire, intake, "", is_stream=is_stream).hear_out()) for _ in range(2)]
     await settled()
