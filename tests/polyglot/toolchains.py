@@ -23,7 +23,10 @@ NEEDS = {
     ),
     "node": (NODE, "npm"),
     "ruby": ("ruby", "grpc_tools_ruby_protoc"),
-    "rust": ("cargo", "protoc", *(f"/usr/share/cargo/registry/{crate}-*" for crate in ("prost-build", "h2", "base64"))),
+    "rust": (
+        *("cargo", "protoc"),
+        *(f"/usr/share/cargo/registry/{crate}-*" for crate in ("prost-build", "h2", "base64", "tokio-openssl")),
+    ),
     "shell": ("bash", "jq"),
 }
 """By language: programs on the PATH, and files by their patterns."""

@@ -1,6 +1,8 @@
 //! gRPC over HTTP/2: as much of tonic as a client needs, under tonic's names.
 
+use std::error::Error;
 use std::marker::PhantomData;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -8,10 +10,14 @@ use futures_util::future::poll_fn;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use openssl::ssl::{SslConnector, SslMethod};
+use openssl::x509::store::X509StoreBuilder;
 use percent_encoding::percent_decode_str;
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{timeout_at, Instant};
+use tokio_openssl::SslStream;
 
 use crate::proto::google::rpc::Code;
 
@@ -67,26 +73,32 @@ impl From<h2::Error> for Status {
 /// A connection, which carries any number of calls at once.
 #[derive(Clone)]
 pub struct Channel {
-    address: String,
+    /// Scheme and address.
+    server: String,
     requests: SendRequest<Bytes>,
     call_time: Duration,
     model: String,
+    token: Option<String>,
 }
 
 impl Channel {
-    /// Connects in plain text, for calls about one model: a proxy in front of several servers chooses by it.
-    pub async fn connect(address: &str, model: &str) -> Result<Self, Status> {
-        let unavailable = |error| Status::new(Code::Unavailable, format!("{address}: {error}"));
-        let socket = TcpStream::connect(address).await.map_err(unavailable)?;
-        socket.set_nodelay(true).map_err(unavailable)?;
-        let (requests, connection) = h2::client::Builder::new()
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .handshake(socket)
-            .await?;
-        // Calls see for themselves if the connection breaks.
-        tokio::spawn(connection);
-        Ok(Self { address: address.to_owned(), requests, call_time: CALL_TIME, model: model.to_owned() })
+    /// Connects for calls about one model: a proxy in front of several servers chooses by it. In plain text, or over
+    /// TLS if there is a file of authorities to trust; each call shows the token, if there is one.
+    pub async fn connect(
+        address: &str,
+        model: &str,
+        authorities: Option<String>,
+        token: Option<String>,
+    ) -> Result<Self, Status> {
+        let unavailable = |error: Box<dyn Error>| Status::new(Code::Unavailable, format!("{address}: {error}"));
+        let socket = TcpStream::connect(address).await.map_err(|error| unavailable(error.into()))?;
+        socket.set_nodelay(true).map_err(|error| unavailable(error.into()))?;
+        let (scheme, requests) = match authorities {
+            None => ("http", over(socket).await?),
+            Some(file) => ("https", over(secured(socket, address, &file).await.map_err(unavailable)?).await?),
+        };
+        let server = format!("{scheme}://{address}");
+        Ok(Self { server, requests, call_time: CALL_TIME, model: model.to_owned(), token })
     }
 
     /// The same connection, for calls with another deadline.
@@ -115,13 +127,15 @@ impl Channel {
 
     async fn call<O>(&self, path: &str, messages: Vec<Bytes>) -> Result<Streaming<O>, Status> {
         let deadline = Instant::now() + self.call_time;
-        let request = Request::post(format!("http://{}{path}", self.address))
+        let mut request = Request::post(format!("{}{path}", self.server))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header("dst-model", &self.model)
-            .header("grpc-timeout", format!("{}m", self.call_time.as_millis()))
-            .body(())
-            .expect("the address is part of a URI");
+            .header("grpc-timeout", format!("{}m", self.call_time.as_millis()));
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(()).expect("the address is part of a URI, and the token of a header");
         let (response, outgoing) = self.requests.clone().ready().await?.send_request(request, false)?;
         // If the server ends the call first, sending fails, and the response says why.
         tokio::spawn(send(outgoing, messages));
@@ -136,6 +150,33 @@ impl Channel {
             _ => Ok(Streaming { body, received: BytesMut::new(), deadline, messages: PhantomData }),
         }
     }
+}
+
+/// What sends requests over a socket.
+async fn over<S>(socket: S) -> Result<SendRequest<Bytes>, Status>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (requests, connection) = h2::client::Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .handshake(socket)
+        .await?;
+    // Calls see for themselves if the connection breaks.
+    tokio::spawn(connection);
+    Ok(requests)
+}
+
+/// TLS on a socket, for HTTP/2, with a server that the authorities in a PEM file vouch for, and nobody else does.
+async fn secured(socket: TcpStream, address: &str, file: &str) -> Result<SslStream<TcpStream>, Box<dyn Error>> {
+    let mut connector = SslConnector::builder(SslMethod::tls_client())?;
+    connector.set_cert_store(X509StoreBuilder::new()?.build());
+    connector.set_ca_file(file)?;
+    connector.set_alpn_protos(b"\x02h2")?;
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let mut stream = SslStream::new(connector.build().configure()?.into_ssl(host)?, socket)?;
+    Pin::new(&mut stream).connect().await?;
+    Ok(stream)
 }
 
 /// The responses of a call. Dropping it cancels the call, and stops the server's work.

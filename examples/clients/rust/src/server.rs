@@ -1,5 +1,6 @@
 //! The services of one server; one connection carries them all.
 
+use std::env;
 use std::time::Duration;
 
 use crate::grpc::{Channel, Status};
@@ -16,7 +17,9 @@ pub struct Server {
 
 impl Server {
     pub async fn connect(address: &str, model: &str) -> Result<Self, Status> {
-        Ok(Self::on(Channel::connect(address, model).await?))
+        let given = |name| env::var(name).ok().filter(|value| !value.is_empty());
+        let (authorities, token) = (given("DST_CLIENT_CA"), given("DST_CLIENT_TOKEN"));
+        Ok(Self::on(Channel::connect(address, model, authorities, token).await?))
     }
 
     /// The same server, for calls with another deadline.
