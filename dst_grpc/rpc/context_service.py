@@ -58,9 +58,10 @@ class ContextService:
         return pb.ListContextsResponse(contexts=page, next_page_token=token)
 
     async def WatchContexts(
-        self, _request: pb.WatchContextsRequest, context: ObservedContext
+        self, request: pb.WatchContextsRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.WatchContextsResponse, None]:
         """Report every context and its changes, until the client cancels, or may no longer know."""
+        del request  # which may be large, with fields that nobody knows: it is not kept for as long as the watch lasts
         async with aclosing(self._cache.watch()) as statuses:
             async for status in until_drained(statuses, self._drain):
                 context.info.still_allowed()

@@ -31,6 +31,8 @@ SERVICE: Final[Any] = health_pb2.DESCRIPTOR.services_by_name["Health"]
 Response = health_pb2.HealthCheckResponse
 LIVE: Final = "live"
 _MODEL = "model/"
+_MAX_NAME_CHARACTERS = 4096
+"""No model has as long a name."""
 
 
 class Health:
@@ -87,10 +89,12 @@ class Health:
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, _context: object) -> AsyncGenerator[Response, None]:
         """The status of one name now and after each change; ends with UNAVAILABLE when the server drains."""
+        service = request.service[:_MAX_NAME_CHARACTERS]
+        del request  # which may be large, whoever calls: it is not kept for as long as the watch lasts
         told: int | None = None
         while True:
             changed = self._changed
-            status = self._statuses.get(request.service, Response.SERVICE_UNKNOWN)
+            status = self._statuses.get(service, Response.SERVICE_UNKNOWN)
             if status != told:
                 yield Response(status=status)
                 told = status

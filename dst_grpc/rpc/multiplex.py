@@ -139,31 +139,37 @@ class Multiplexer(Generic[MessageT]):
         index = 0
         async for message in messages:
             read = self._handler.read(message)
+            del message
             if isinstance(read, Cancellation):
                 self._cancel(read.request_id)
-                continue
-            item = ItemInfo(
-                index=index,
-                request_id=read.request_id,
-                timeline=self._call.timeline.item(),
-                received_bytes=read.received_bytes,
-            )
-            deadline = None
-            if read.timeout_seconds is not None:
-                deadline = asyncio.get_running_loop().time() + read.timeout_seconds
-            try:
-                await self._check(index, read)
-                with read.waiting:
-                    async with asyncio.timeout_at(deadline):
-                        await self._slots.acquire()
-            except TimeoutError:
-                await self._fail(item, _too_late(read))
-            except DstError as error:
-                await self._fail(item, error)
             else:
-                items.create_task(self._run_item(item, read, deadline))
-                await asyncio.sleep(0)  # so that it has begun before a message can cancel it
-            index += 1
+                await self._start(index, read, items)
+                index += 1
+            del read  # nothing of it is kept while the next may be long in coming
+
+    async def _start(self, index: int, read: Item, items: asyncio.TaskGroup) -> None:
+        """Start an item once it may run, or answer why it may not."""
+        item = ItemInfo(
+            index=index,
+            request_id=read.request_id,
+            timeline=self._call.timeline.item(),
+            received_bytes=read.received_bytes,
+        )
+        deadline = None
+        if read.timeout_seconds is not None:
+            deadline = asyncio.get_running_loop().time() + read.timeout_seconds
+        try:
+            await self._check(index, read)
+            with read.waiting:
+                async with asyncio.timeout_at(deadline):
+                    await self._slots.acquire()
+        except TimeoutError:
+            await self._fail(item, _too_late(read))
+        except DstError as error:
+            await self._fail(item, error)
+        else:
+            items.create_task(self._run_item(item, read, deadline))
+            await asyncio.sleep(0)  # so that it has begun before a message can cancel it
 
     async def _check(self, index: int, item: Item) -> None:
         """Raise for an item beyond the limit, or one whose id is missing or repeated."""

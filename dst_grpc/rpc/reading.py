@@ -133,7 +133,7 @@ class Refused(NamedTuple):
 
 
 class RequestStream(Generic[M]):
-    """The requests of a stream, each parsed when it is wanted."""
+    """The requests of a stream, each parsed when it is wanted. It keeps none: the next may be long in coming."""
 
     def __init__(self, messages: AsyncIterator[bytes], parsed: Callable[[bytes], Awaitable[M]]) -> None:
         """Parse *messages* by *parsed*."""
@@ -143,7 +143,10 @@ class RequestStream(Generic[M]):
     async def __aiter__(self) -> AsyncGenerator[M, None]:
         """The messages; raises InvalidRequest at the first that is refused."""
         async for data in self._messages:
-            yield await self._parsed(data)
+            message = await self._parsed(data)
+            del data
+            yield message
+            del message
 
     async def items(self) -> AsyncGenerator[Received[M] | Refused, None]:
         """The messages; raises InvalidRequest at the first that is none."""
@@ -153,6 +156,10 @@ class RequestStream(Generic[M]):
             except (InvalidRequest, Unauthenticated, NotAllowed, Exhausted) as error:
                 if error.reason is Reason.MALFORMED_MESSAGE:
                     raise
-                yield Refused(data, error)
+                received: Received[M] | Refused = Refused(data, error)
             else:
-                yield Received(message, len(data))
+                received = Received(message, len(data))
+                del message
+            del data
+            yield received
+            del received

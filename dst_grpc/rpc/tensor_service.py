@@ -74,6 +74,7 @@ async def _bytes(messages: AsyncIterator[pb.PutTensorRequest], byte_count: int) 
             raise InvalidRequest.of("data", f"brings more than the {byte_count} bytes that the description makes it")
         data[filled : filled + len(piece)] = piece
         filled += len(piece)
+        del message, piece
     if filled < byte_count:
         raise InvalidRequest.of("data", f"ends after {filled} of the {byte_count} bytes that the description makes it")
     return data

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -140,6 +141,32 @@ async def test_reading_pauses_while_enough_items_run() -> None:
         gate.set()
     assert len(await running) == 18
     assert items.most_running == 2
+
+
+class Noted(str):
+    """A message of which a weak reference tells whether it is still there."""
+
+    __slots__ = ("__weakref__",)
+
+
+async def test_nothing_is_kept_of_an_item_while_the_next_is_awaited() -> None:
+    items, kept, gate = Items(), list[weakref.ref[Noted]](), asyncio.Event()
+
+    async def requests() -> AsyncGenerator[str, None]:
+        for name in ("a@9", "-a", "bad@9"):
+            message = Noted(name)
+            kept.append(weakref.ref(message))
+            yield message
+            del message
+        await gate.wait()
+
+    running = asyncio.create_task(run(items, requests()))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert sorted(items.closed) == ["a", "bad"]
+    assert not any(reference() for reference in kept)
+    gate.set()
+    await running
 
 
 async def test_an_item_that_may_not_wait_fails_alone() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import DeriveRequest
-from dst_grpc.errors import Exhausted
+from dst_grpc.errors import Exhausted, InvalidRequest
 from dst_grpc.rpc import reading
 from dst_grpc.rpc.reading import Reading, Refused, RequestStream
 
@@ -121,3 +124,39 @@ async def test_what_may_not_wait_is_refused_or_on_a_stream_fails_alone() -> None
             await reads.request(DeriveRequest, LARGE.SerializeToString(), FIRST)
         items = [item async for item in RequestStream(messages(), parsed).items()]
     assert [isinstance(item, Refused) for item in items] == [True, False]
+
+
+class Noted:
+    """A message, of which bytes have no weak references to tell whether it is still there."""
+
+    def __len__(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize("kind", ["items", "refused items", "messages"])
+async def test_a_stream_keeps_nothing_while_the_next_message_is_awaited(kind: str) -> None:
+    """A caller may have hundreds of them open, each with as large a message as may be."""
+    kept: list[weakref.ref[Noted]] = []
+
+    def noted() -> Noted:
+        made = Noted()
+        kept.append(weakref.ref(made))
+        return made
+
+    async def messages() -> AsyncIterator[Any]:
+        yield noted()
+        await asyncio.Event().wait()
+
+    async def parsed(_data: bytes) -> Noted:
+        if kind == "refused items":
+            raise InvalidRequest.of("", "is too large")
+        return noted()
+
+    stream = RequestStream[Any](messages(), parsed)
+    each = aiter(stream if kind == "messages" else stream.items())
+    await anext(each)
+    waiting = asyncio.ensure_future(anext(each))
+    await asyncio.sleep(0)
+    assert len(kept) == (1 if kind == "refused items" else 2)
+    assert not any(reference() for reference in kept)
+    waiting.cancel()
