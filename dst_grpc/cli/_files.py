@@ -14,11 +14,13 @@ from dst_grpc.errors import InvalidRequest
 
 
 def read_text(path: Path, option: str) -> str:
-    """The text of the file that *option* names; raises InvalidRequest if it cannot be read."""
+    """The text of the file that *option* names, less a byte order mark; raises InvalidRequest if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest.of(option, f"cannot read {path}: {error}") from None
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidRequest.of(option, f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidRequest.of(option, f"cannot read {path}: byte {error.start} is not UTF-8") from None
 
 
 def read_json(path: Path, option: str) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dst_grpc.cli._files import read_text
+from dst_grpc.cli._tables import human_count
 from dst_grpc.errors import InvalidRequest, Violations
 
 COLUMNS = ("clean", "corrupt", "target", "distractor")
@@ -58,12 +60,28 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_pairs(path: Path) -> list[dict[str, str | None]]:
-    """The pairs of a file, as arguments of `make_pair`."""
-    reader = csv.DictReader(read_text(path, "--pairs").splitlines())
-    unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
-    if "clean" not in (reader.fieldnames or ()) or unknown:
-        problem = f"has the columns {', '.join(reader.fieldnames or ()) or '(none)'}"
-        raise InvalidRequest.of(
-            "--pairs", f"{path} {problem}; it must have clean, and may have {', '.join(COLUMNS[1:])}"
+    """The pairs of a file, as arguments of `make_pair`.
+
+    Raises:
+        InvalidRequest: If it cannot be read or is no CSV, has other columns, or rows of more values than these.
+    """
+    reader = csv.DictReader(StringIO(read_text(path, "--pairs")), strict=True)
+    try:
+        columns, rows = reader.fieldnames or (), list(reader)
+    except csv.Error as error:
+        raise InvalidRequest.of("--pairs", f"{path} is no CSV: {error}, line {reader.line_num}") from None
+    if "clean" not in columns or len({*columns}) < len(columns) or not {*columns} <= {*COLUMNS}:
+        has = f"has the columns {', '.join(columns)}" if columns else "has no columns"
+        wanted = f"it must have clean, and may have {', '.join(COLUMNS[1:])}, each once"
+        raise InvalidRequest.of("--pairs", f"{path} {has}; {wanted}")
+    problems = Violations()
+    for number, row in enumerate(rows, start=1):
+        n_values = len(columns) + len(row.get(None, ()))
+        problems.check(
+            n_values == len(columns),
+            "--pairs",
+            f"row {number} of {path} has {n_values} values for {human_count(len(columns), 'column')}; one with a comma "
+            "must be in quotes",
         )
-    return [{"clean": row["clean"] or ""} | {name: row.get(name) or None for name in COLUMNS[1:]} for row in reader]
+    problems.raise_if_any()
+    return [{"clean": row["clean"] or ""} | {name: row.get(name) or None for name in COLUMNS[1:]} for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dst_grpc.cli._files import check_writable, write_text
+from dst_grpc.cli._files import check_writable, read_text, write_text
 from dst_grpc.errors import InvalidRequest
 
 
@@ -45,3 +45,11 @@ def test_nothing_is_written_by_looking(tmp_path: Path) -> None:
     check_writable(None, "--html")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_text() == "text"
+
+
+def test_what_cannot_be_read_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    for name, problem in (("latin", "byte 3 is not UTF-8"), ("none", "No such file or directory"), (".", "Is a dir")):
+        with pytest.raises(InvalidRequest) as raised:
+            read_text(tmp_path / name, "--pairs")
+        assert str(raised.value).startswith(f"--pairs: cannot read {tmp_path / name}: {problem}")
