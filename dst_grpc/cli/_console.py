@@ -20,10 +20,21 @@ from rich.text import Text
 
 from dst_grpc.cli._option_names import in_options, options_of
 from dst_grpc.client import DEFAULT_TARGET, Client, Tls
-from dst_grpc.errors import DstError, InvalidRequest, NotFound, PreconditionFailed, Unauthenticated, Violations
+from dst_grpc.errors import (
+    DstError,
+    FieldViolation,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    Unauthenticated,
+    Violations,
+)
 
 _CLIENT_PREFIX = "DST_CLIENT_"
 _CLIENT_VARIABLES = tuple(_CLIENT_PREFIX + name for name in ("TOKEN", "CA", "CERT", "KEY"))
+_CLIENT_FIELDS = ("token", "tls.root_certificates", "tls.certificate", "tls.private_key")
+_GIVEN_BY = {"target": "--server", **dict(zip(_CLIENT_FIELDS, _CLIENT_VARIABLES, strict=True))}
+"""Where the command line has what a client is made of."""
 PIPE_WIDTH = 200
 """Columns where there is no terminal: wide enough that nothing is cut."""
 
@@ -80,10 +91,13 @@ def connect(server: str) -> Client:
     problems.raise_if_any()
     token, *files = (given.get(name) for name in _CLIENT_VARIABLES)
     tls: Tls | bool = False
-    if any(files):
-        authorities, certificate, key = (None if file is None else Path(file) for file in files)
-        tls = Tls(root_certificates=authorities, certificate=certificate, private_key=key)
-    return Client(server or DEFAULT_TARGET, tls=tls, token=token)
+    try:
+        if any(files):
+            authorities, certificate, key = (None if file is None else Path(file) for file in files)
+            tls = Tls(root_certificates=authorities, certificate=certificate, private_key=key)
+        return Client(server or DEFAULT_TARGET, tls=tls, token=token)
+    except InvalidRequest as error:
+        raise InvalidRequest([FieldViolation(_GIVEN_BY[v.field], v.description) for v in error.violations]) from None
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -26,6 +26,9 @@ SERVICE_CONFIG = files("dst_grpc.client").joinpath("service_config.json").read_t
 """Retry policy, the same in any language. Every RPC is idempotent and the server sends no headers before it has
 admitted a call, so a call that failed as UNAVAILABLE did no work and is sent again."""
 
+_SCHEMES = {"http://": "", "grpc://": "", "https://": "; Tls(root_certificates=...) asks for TLS"}
+"""What addresses of web pages begin with, and what to say of each besides that it does not belong there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
@@ -44,9 +47,9 @@ class Tls:
         """Refuse half a client certificate; raises InvalidRequest."""
         problems = Violations()
         if self.certificate is not None and self.private_key is None:
-            problems.add("tls.private_key", "is required beside certificate")
+            problems.add("tls.private_key", "is required, as there is a certificate")
         if self.private_key is not None and self.certificate is None:
-            problems.add("tls.certificate", "is required beside private_key")
+            problems.add("tls.certificate", "is required, as there is a key")
         for name in ("root_certificates", "certificate", "private_key"):
             path: Path | str | None = getattr(self, name)
             problems.check(path is None or Path(path).is_file(), f"tls.{name}", f"there is no file {path}")
@@ -84,12 +87,8 @@ class Connection:
         """Refuse an invalid target or token; raises InvalidRequest."""
         problems = Violations()
         problems.check(bool(self.target), "target", "must not be empty; give HOST:PORT")
-        for scheme in ("http://", "https://", "grpc://"):
-            problems.check(
-                not self.target.startswith(scheme),
-                "target",
-                f"give HOST:PORT without {scheme}; TLS is an argument of its own",
-            )
+        for scheme, besides in _SCHEMES.items():
+            problems.check(not self.target.startswith(scheme), "target", f"give HOST:PORT without {scheme}{besides}")
         # The value is a secret, so the message does not repeat it.
         problems.check(
             self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token),

@@ -57,6 +57,7 @@ def is_this_machine(target: str) -> bool:
 
 def why_unreachable(details: str, target: str) -> str:
     """A sentence about a call to *target* that failed as UNAVAILABLE with *details*, and not by our server."""
+    target = _with_port(target)
     proxied = _why_no_proxy(details, target)
     if proxied:
         return proxied
@@ -97,6 +98,11 @@ def _resolved(host: str, port: str) -> list[str]:
         return []
     addresses = {str(address[0]) for *_, address in found}
     return [f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in addresses]
+
+
+def _with_port(target: str) -> str:
+    """*target*; if it is a host without a port, with the one that gRPC takes, which may surprise."""
+    return target if ":" in target.rpartition("]")[2] else f"{target}:443"
 
 
 def _host_and_port(text: str) -> tuple[str, str]:

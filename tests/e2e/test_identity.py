@@ -185,7 +185,7 @@ async def test_the_command_shows_the_certificate_in_its_environment(
         monkeypatch.delenv("DST_CLIENT_KEY")
         result = await asyncio.to_thread(CliRunner().invoke, app, command)
         assert result.exit_code == 1
-        assert "tls.private_key: is required beside certificate" in result.output
+        assert "DST_CLIENT_KEY: is required, as there is a certificate" in result.output
 
 
 async def test_tokens_over_tls_have_names_and_roles(authority: Authority, tmp_path: Path) -> None:

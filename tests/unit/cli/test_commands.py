@@ -301,6 +301,31 @@ def test_a_token_comes_from_the_environment(service: FakeService) -> None:
     assert "there is no file absent.pem" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"DST_SERVER": "http://127.0.0.1:1"}, "--server: give HOST:PORT without http://"),
+        (
+            {"DST_SERVER": "https://127.0.0.1:1"},
+            "--server: give HOST:PORT without https://; Tls(root_certificates=...)",
+        ),
+        ({"DST_SERVER": "https://127.0.0.1:1"}, "the command trusts the authorities in DST_CLIENT_CA"),
+        ({"DST_CLIENT_TOKEN": "a b"}, "DST_CLIENT_TOKEN: must be printable ASCII without spaces"),
+        ({"DST_CLIENT_CA": "absent.pem"}, "DST_CLIENT_CA: there is no file absent.pem"),
+        ({"DST_CLIENT_CERT": "absent.pem"}, "DST_CLIENT_CERT: there is no file absent.pem"),
+        ({"DST_CLIENT_CERT": "absent.pem"}, "DST_CLIENT_KEY: is required, as there is a certificate"),
+        ({"DST_CLIENT_KEY": "absent.pem"}, "DST_CLIENT_CERT: is required, as there is a key"),
+    ],
+)
+def test_what_a_server_cannot_be_reached_with_is_told_by_where_it_stands(
+    environment: dict[str, str], said: str
+) -> None:
+    """`derive` has an option --target, which is no address."""
+    result = CliRunner().invoke(app, ["derive", "a", "--target", " b"], env=environment)
+    assert result.exit_code == 1
+    assert f"  {said}" in result.stderr
+
+
 def test_a_misspelt_variable_of_the_client_is_told(service: FakeService) -> None:
     environment = {"DST_SERVER": service.target, "DST_CLIENT_TOKENS": "s3cret", "DST_CLIENT_CERTS": "a.pem"}
     result = CliRunner().invoke(app, ["models"], env=environment)

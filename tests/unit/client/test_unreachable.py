@@ -123,6 +123,22 @@ def test_a_server_that_wants_a_certificate_of_its_client(tmp_path: Path) -> None
             assert message(service.target, tls=given).endswith("are no PEM, or key and certificate differ")
 
 
+@pytest.mark.parametrize(
+    ("target", "dialled"),
+    [
+        ("127.0.0.1", "127.0.0.1:443"),
+        ("gpu-1", "gpu-1:443"),
+        ("[::1]", "[::1]:443"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("gpu-1:50051", "gpu-1:50051"),
+        ("unix:/run/dst.sock", "unix:/run/dst.sock"),
+        ("dns:///gpu-1", "dns:///gpu-1"),
+    ],
+)
+def test_the_port_that_grpc_takes_if_none_is_given_is_told(target: str, dialled: str) -> None:
+    assert why_unreachable("connection refused", target).startswith(f"no server answers at {dialled};")
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
 def test_a_proxy_that_refuses(environment: pytest.MonkeyPatch, variable: str) -> None:
     with listening(b"HTTP/1.1 403 Forbidden\r\n\r\n") as proxy:
