@@ -59,7 +59,8 @@ Options = Mapping[str, bool]
 
 _INDEX = re.compile(r"\[\d+\]")
 _PAIR = re.compile(r"pairs\[(\d+)\]\.?(.*)")
-_FIELD = re.compile(r"(?<![\w.])(?:[a-z]+(?:_[a-z]+)+|[a-z]+(?=\[))(?:\[\d+\])?(?![\w.])")
+_FIELD = re.compile(r"(?<![\w.])(?:[a-z]+(?:_[a-z]+)+|[a-z]+(?=\[)|(?<=\bin )[a-z]+)(?:\[\d+\])?(?![\w.])")
+"""What may be a field: several words, one with an index, or one that something is "in"."""
 _MEMBER = re.compile(r"\b[A-Z]+(?:_[A-Z0-9]+)+\b")
 
 
@@ -85,9 +86,10 @@ def in_options(error: DstError, options: Options) -> DstError:
     """*error*, with options in the place of fields, and values of options in that of members of enums."""
     if not isinstance(error, InvalidRequest | PreconditionFailed):
         return error
-    violations = [
+    told = (
         FieldViolation(option_of(one.field, options), _in_words(one.description, options)) for one in error.violations
-    ]
+    )
+    violations = list(dict.fromkeys(told))  # an option may fill several fields
     if isinstance(error, PreconditionFailed):
         return PreconditionFailed(violations, reason=error.reason, metadata=error.metadata)
     return InvalidRequest(violations, omitted=error.omitted, reason=error.reason, metadata=error.metadata)

@@ -247,7 +247,7 @@ class _Planner:
             self._findings.check(
                 entry.spliceable,
                 path,
-                f"{entry.name} reads {entry.dst} and can only be read offline: name it in config instead",
+                f"{entry.name} reads {entry.dst} and is only read offline: name it in multi_autoencoder_context",
             )
         return tuple(entry for entry in found.values() if entry.spliceable)
 

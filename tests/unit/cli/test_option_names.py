@@ -178,6 +178,30 @@ def test_what_the_server_refuses_is_told_by_what_was_typed(run: Run, service: Fa
     ]
 
 
+def test_what_is_wrong_twice_is_told_once(run: Run, service: FakeService) -> None:
+    """`--layer` is of all sites that have layers."""
+    twice = [FieldViolation(f"grids[{grid}].layers[0]", "must be below 4, not 9") for grid in range(2)]
+    service.error = InvalidRequest([*twice, FieldViolation("grids[0].layers[1]", "must be below 4, not 8")], omitted=3)
+    stderr = run("patch", *PAIR, "--layer", "9", "--layer", "8").stderr
+    assert stderr.count("--layer: must be below 4, not 9") == stderr.count("--layer: must be below 4, not 8") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "told"),
+    [
+        (derive, "a trace needs latents: name it in autoencoders", "a trace needs latents: name it in --autoencoder"),
+        (graph, "name it in transcoders", "name it in --transcoders"),
+        (derive, "name it in transcoders", "name it in transcoders"),
+        (derive, "is named in autoencoders; x has y", "is named in --autoencoder; x has y"),
+        (derive, "name it in multi_autoencoder_context", "name it in --read"),
+        (patch, "may for 9 in all, in the run", "may for 9 in all, in the run"),
+    ],
+)
+def test_fields_of_one_word_are_known_by_what_they_hold(command: Any, said: str, told: str) -> None:
+    lacks = PreconditionFailed([FieldViolation("", said)], reason=Reason.AUTOENCODER_REQUIRED)
+    assert str(in_options(lacks, options_of(command, NoDefaults()))) == told
+
+
 def test_all_bad_rows_of_a_file_are_told(run: Run, service: FakeService, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text('clean,corrupt\n"",b\na,b\na,""\n"",c\n')

@@ -208,7 +208,7 @@ def test_what_is_not_written_to_the_residual_stream_has_latents_but_no_write() -
 
 def test_the_heads_values_are_only_read_offline() -> None:
     kind = T.ATTN_WEIGHTED_SUM_OF_VALUES
-    refused(kind, T.ONLINE_AUTOENCODER_LATENT, "can only be read offline", autoencoders=(f"tiny/{kind}",))
+    refused(kind, T.ONLINE_AUTOENCODER_LATENT, "is only read offline", autoencoders=(f"tiny/{kind}",))
 
 
 def test_rows_of_the_encoder_are_not_what_normalised_latents_read() -> None:
