@@ -91,13 +91,15 @@ def attribute(
     ] = False,
     method: MethodOption = AttributionMethod.ATTRIBUTION_PATCHING,
     rule: RuleOption = PropagationRule.PLAIN,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of a path. Default: the method's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of a path. Default: the method's.")
+    ] = None,
     path_rule: PathRuleOption = None,
     baseline: BaselineOption = None,
     qk_fix: Annotated[bool, typer.Option("--qk-fix", help="AtP*'s QK fix, of query and key.")] = False,
     grad_drop: Annotated[bool, typer.Option("--grad-drop", help="AtP*'s GradDrop, of nodes: magnitudes.")] = False,
     verify: VerifyOption = 0,
-    top: Annotated[int, typer.Option("--top", min=1, help="Edges, neurons or latents to print.")] = 20,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Edges, neurons or latents to print.")] = 20,
     autoencoder: arguments.AutoencoderOption = None,
     model: ModelOption = None,
     server: ServerOption = DEFAULT_TARGET,

@@ -81,15 +81,18 @@ def circuit(
         float | None,
         typer.Option(
             "--faithfulness",
+            metavar="SHARE",
             help=f"Show the smallest circuit that is at least so faithful. Default: {DEFAULT_WANTED_FAITHFULNESS}.",
         ),
     ] = None,
     fraction: Annotated[
         list[float] | None,
-        typer.Option("--fraction", help="A fraction of edges to keep; may be repeated. Default: those of MIB."),
+        typer.Option(
+            "--fraction", metavar="SHARE", help="A fraction of edges to keep; may be repeated. Default: those of MIB."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help=f"Steps of EAP-IG. Default: {DEFAULT_STEPS}.")
+        int | None, typer.Option("--steps", metavar="N", min=1, help=f"Steps of EAP-IG. Default: {DEFAULT_STEPS}.")
     ] = None,
     scores: ScoresOption = None,
     evaluate: EvaluateOption = None,
@@ -100,7 +103,7 @@ def circuit(
     prune: Annotated[
         bool | None, typer.Option("--prune/--no-prune", help="Leave out edges on no path through. Default: they are.")
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="Edges to print.")] = 20,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Edges to print.")] = 20,
     autoencoder: arguments.AutoencoderOption = None,
     latents: Annotated[
         bool, typer.Option("--latents", help="A circuit of nodes, of which the autoencoders' latents are some.")

@@ -43,7 +43,7 @@ from dst_grpc.errors import InvalidRequest
 def derive(
     options: RequestOptions,
     *,
-    top: Annotated[int, typer.Option("--top", min=1, help="Entries to show of each type.")] = 10,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Entries to show of each type.")] = 10,
     by: Annotated[TopBy, typer.Option("--by", help="What makes an entry large.")] = TopBy.MAGNITUDE,
     at: Annotated[
         int | None, typer.Option("--at", metavar="TOKEN", help="Only nodes at this token; -1 is the last.")

@@ -119,8 +119,8 @@ def explain(
     scale: ScaleOption = None,
     detach_final_layer_norm_scale: arguments.DetachOption = True,
     head: HeadOption = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="Nodes to choose of each kind, at each end.")] = 15,
-    top: Annotated[int, typer.Option("--top", min=1, help="Nodes to show of each group.")] = 10,
+    k: Annotated[int, typer.Option("--k", metavar="N", min=1, help="Nodes to choose of each kind, at each end.")] = 15,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Nodes to show of each group.")] = 10,
     groups: GroupsOption = None,
     mlp: Annotated[str, typer.Option("--mlp", metavar="neurons|latents", help="What stands for MLPs.")] = "neurons",
     attention: Annotated[

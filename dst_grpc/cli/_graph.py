@@ -90,22 +90,24 @@ def graph(
         int | None,
         typer.Option(
             "--max-features",
+            metavar="N",
             min=1,
             help="At most so many of --nodes, those of the largest influence. Default: all that are active; with "
             "neurons, 500.",
         ),
     ] = None,
     node_threshold: Annotated[
-        float, typer.Option("--node-threshold", help="The share of influence that kept nodes have, 0 to 1.")
+        float,
+        typer.Option("--node-threshold", metavar="SHARE", help="The share of influence that kept nodes have, 0 to 1."),
     ] = DEFAULT_NODE_THRESHOLD,
     edge_threshold: Annotated[
-        float, typer.Option("--edge-threshold", help="The same of kept edges.")
+        float, typer.Option("--edge-threshold", metavar="SHARE", help="The same of kept edges.")
     ] = DEFAULT_EDGE_THRESHOLD,
     begin: Annotated[
         bool, typer.Option("--begin/--no-begin", help="Put a special token first, if the prompt has none there.")
     ] = True,
     labels: LabelsOption = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many of --nodes to print.")] = 10,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many of --nodes to print.")] = 10,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the graph.")] = None,
     to_json: Annotated[
         Path | None,

@@ -65,9 +65,11 @@ def patch(
     sites: SitesOption = "resid,heads",
     noising: NoisingOption = True,
     by_position: PositionsOption = None,
-    layer: Annotated[list[int] | None, typer.Option("--layer", help="A layer; may be repeated.")] = None,
-    position: Annotated[list[int] | None, typer.Option("--position", help="A position; may be repeated.")] = None,
-    head: Annotated[list[int] | None, typer.Option("--head", help="A head; may be repeated.")] = None,
+    layer: Annotated[list[int] | None, typer.Option("--layer", metavar="N", help="A layer; may be repeated.")] = None,
+    position: Annotated[
+        list[int] | None, typer.Option("--position", metavar="N", help="A position; may be repeated.")
+    ] = None,
+    head: Annotated[list[int] | None, typer.Option("--head", metavar="N", help="A head; may be repeated.")] = None,
     edge: Annotated[
         list[str] | None,
         typer.Option("--edge", metavar="NAME", help="Change one edge, such as a0.h1->m2; may be repeated."),

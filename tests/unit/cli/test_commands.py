@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import grpc
@@ -282,6 +283,14 @@ def test_errors_for_programs(run: Run, service: FakeService) -> None:
     assert json.loads(run("models", "--json").stderr)["error"]["retry_after_seconds"] == 2.0
     violations = json.loads(run("derive", "a", "-t", "x", "--json").stderr)["error"]["violations"]
     assert violations[0]["field"] == "--type"
+
+
+@pytest.mark.parametrize("command", ["attribute", "circuit", "derive", "explain", "graph", "patch", "resolve"])
+def test_options_say_what_they_take_in_words(command: str) -> None:
+    """Without a name for its value, an option shows the type that Python has for it."""
+    printed = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "Options:" in printed
+    assert not re.search(r"--[a-z-]+ +<(int|float|list|str|path)", printed)
 
 
 def test_no_server_is_one_line() -> None:
