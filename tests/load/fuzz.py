@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 
 from dst_grpc._gen.dst.v1 import graph_pb2, inference_pb2, resolution_pb2
 from tests.load import tiny
-from tests.load.common import DERIVE_STREAM, RESOLVE_STREAM, Findings, Target
+from tests.load.common import DERIVE_STREAM, LOST, RESOLVE_STREAM, Findings, Target
 from tests.load.mutants import Mutant, mutants, whole
 from tests.load.seeds import kept_graph, seeds
 
@@ -39,9 +39,6 @@ _DRIFT_MIB = 128
 """Plans that are kept take half of it."""
 _SHOWN = 20
 _NONE = "no status"
-_LOST = "Internal error from Core"
-"""What the client's library says instead of a status that comes while it sends: on a busy machine it may pause for
-longer than the server hears it out. Then it is asked again."""
 _OUR_FAULT = {"INTERNAL", "UNKNOWN", _NONE}
 _ITEMS: dict[str, Any] = {
     DERIVE_STREAM: inference_pb2.DeriveStreamResponse,
@@ -148,7 +145,7 @@ async def _codes(channel: grpc.aio.Channel, mutant: Mutant) -> list[str]:
         async for answer in stream(messages(), timeout=_DEADLINE):
             codes += _failed_items(mutant.method, answer)
     except grpc.aio.AioRpcError as error:
-        if error.details() == _LOST:
+        if error.details() == LOST:
             return ["asked again", *await _codes(channel, mutant)]
         is_late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return [*codes, _NONE if is_late else error.code().name]
