@@ -36,6 +36,8 @@ answers = client.derive_stream([make_request("When Mary", ["mlp_post_act"])] * 4
 print(next(answers)[0], flush=True)
 """
 TRY = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 try:
     print("waiting", flush=True)
     {wait}
