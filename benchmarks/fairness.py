@@ -46,6 +46,8 @@ _MEAN_WORK = 1 - _P_LARGE + _P_LARGE * _LARGER
 """Of a request, in small ones."""
 _DEADLINE = 2.0
 _SECONDS, _ROUNDS = 15.0, 2
+_WARM_UP, _WARM_UP_ALONE = 3.0, 11.0
+"""Seconds; who is alone is taken for that only after ten."""
 _IN_FLIGHT = 48
 _CALLERS, _CALLS_EACH = 200, 5
 _VOCABULARY, _WINDOW = 257, 256
@@ -132,10 +134,18 @@ class _Target:
 
     def calls_counted(self, kind: str) -> int:
         """Calls of Derive in a metric."""
+        return self._counted(kind, _DERIVE[1:])
+
+    def batches(self) -> tuple[int, int]:
+        """How many batches have run, and their tokens."""
+        return self._counted("dst_batch_tokens_count", "real"), self._counted("dst_batch_tokens_sum", "real")
+
+    def _counted(self, kind: str, label: str) -> int:
+        """The sum of a metric's figures of which a label is *label*."""
         with urllib.request.urlopen(self.metrics) as page:  # noqa: S310  our own
             lines = page.read().decode().splitlines()
-        of_derive = [line for line in lines if line.startswith(kind) and _DERIVE[1:] in line]
-        return int(sum(float(line.rpartition(" ")[2]) for line in of_derive))
+        found = [line for line in lines if line.startswith(kind) and f'"{label}"' in line]
+        return int(sum(float(line.rpartition(" ")[2]) for line in found))
 
 
 def serve_with_a_device_that_sleeps() -> None:
@@ -266,8 +276,9 @@ async def _callers(target: _Target, names: Sequence[str], seed: int) -> AsyncGen
         await asyncio.gather(*(one.channel.close() for one in found.values()))
 
 
-async def _capacity(target: _Target, names: Sequence[str], seed: int) -> float:
-    """Small requests a second that the server gets done for callers that always have some in flight."""
+async def _capacity(target: _Target, names: Sequence[str], seed: int, warm_up: float = _WARM_UP) -> float:
+    """Small requests a second that the server gets done for callers that always have some in flight, after *warm_up*
+    seconds of that."""
     async with _callers(target, names, seed) as callers:
         started = end = 0.0
 
@@ -275,7 +286,7 @@ async def _capacity(target: _Target, names: Sequence[str], seed: int) -> float:
             while time.perf_counter() < end:
                 await caller.ask(deadline=None)
 
-        for seconds in (3.0, _SECONDS / 2):  # the first to warm up
+        for seconds in (warm_up, _SECONDS / 2):
             for caller in callers.values():
                 caller.ends = _Ends()
             started = time.perf_counter()
@@ -303,22 +314,26 @@ async def _all_at_once(target: _Target) -> Counter[str]:
 
 async def _report(target: _Target) -> list[str]:
     alone, beside, greedy = _Ends(), _Ends(), _Ends()
+    tokens_of_batches, worked_seconds = [], 0.0
     everyone = (_GREEDY, *_POLITE)
-    best, offered_seconds = await _capacity(target, [_GREEDY], 1), 0.0
+    best = await _capacity(target, [_GREEDY], 1, _WARM_UP_ALONE)
     capacities = [await _capacity(target, everyone, 20)]
     for number in range(_ROUNDS):
         one = capacities[-1] / _MEAN_WORK
         polite = dict.fromkeys(_POLITE, 0.1 * one)
         for ends in (await _phase(target, polite, 100 + number)).values():
             alone.add(ends)
+        (n_batches, n_tokens), started = target.batches(), time.perf_counter()
         found = await _phase(target, polite | {_GREEDY: one}, 200 + number)
+        worked_seconds += time.perf_counter() - started  # with those after the last request
+        now_batches, now_tokens = target.batches()
+        tokens_of_batches.append((now_tokens - n_tokens) / (now_batches - n_batches))
         for name, ends in found.items():
             (greedy if name == _GREEDY else beside).add(ends)
-        offered_seconds += _SECONDS
         capacities.append(await _capacity(target, everyone, 300 + number))
-    best = (best + await _capacity(target, [_GREEDY], 2)) / 2
+    best = (best + await _capacity(target, [_GREEDY], 2, _WARM_UP_ALONE)) / 2
     capacity = sum(capacities) / len(capacities)
-    useful = (beside.work + greedy.work) / offered_seconds
+    useful = (beside.work + greedy.work) / worked_seconds
     p99, p99_alone = quantile(beside.ok, 0.99), quantile(alone.ok, 0.99)
     refused = [*greedy.refused, *beside.refused]
     in_server = quantile(target.refusal_seconds(), 0.99)
@@ -330,6 +345,7 @@ async def _report(target: _Target) -> list[str]:
         f"  polite in time: {beside.in_time:.1%} of {beside.codes.total()}, {alone.in_time:.1%} without",
         f"  greedy in time: {greedy.in_time:.0%} of {greedy.codes.total()}, {dict(greedy.codes)}",
         f"  useful work: {useful / best:.2f} of what one caller gets done alone, {best:.0f} small requests/s",
+        f"  in batches of {sum(tokens_of_batches) / _ROUNDS:.0f} tokens",
         f"  refused: {len(refused)}, p99 {quantile(refused, 0.99) * 1e3:.1f} ms ({in_server * 1e3:.1f} in the server)",
     ]
     logged, started = await target.calls_logged(), target.calls_counted("grpc_server_call_started_total")
