@@ -28,6 +28,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Self
+
+_RETRY_SECONDS = 1.0
+"""When to ask again where too many ask."""
 
 T = TypeVar("T")
 
@@ -311,6 +315,11 @@ class Exhausted(_Retryable):
     """A queue, a memory budget or a quota is full; refused before any work."""
 
     default_reason = Reason.QUEUE_FULL
+
+    @classmethod
+    def full(cls, what: str, name: str, limit: int) -> Self:
+        """The error where as much of *what* is there already as the limit *name* allows, for the time being."""
+        return cls(f"{what} already ({name}: {limit})", retry_after_seconds=_RETRY_SECONDS, metadata={name: str(limit)})
 
 
 class Unavailable(_Retryable):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dst_grpc.domain.callers import Caller
     from dst_grpc.domain.urgency import Urgency
 
-_RETRY_SECONDS = 1.0
 SHARE_OF_BYTES = 0.25
 """Part of the bytes of waiting messages that one caller may have."""
 
@@ -181,21 +180,14 @@ class Door:
             raise Unavailable("the server is stopping", reason=Reason.DRAINING)
         bounds = self._bounds
         if self._waiting[caller] >= bounds.max_requests_per_caller:
-            raise _full("requests of the caller", "max_queued_requests_per_caller", bounds.max_requests_per_caller)
+            raise Exhausted.full(
+                "too many requests of the caller wait", "max_queued_requests_per_caller", bounds.max_requests_per_caller
+            )
         if self._n_waiting >= bounds.max_requests:
-            raise _full("requests", "max_queued_requests", bounds.max_requests)
+            raise Exhausted.full("too many requests wait", "max_queued_requests", bounds.max_requests)
         # A request is let in if nothing else waits, however large: the size of a message has a limit of its own.
         largest = int(bounds.max_bytes * SHARE_OF_BYTES)
         if self._bytes[caller] and self._bytes[caller] + request_bytes > largest:
-            raise _full("bytes of the caller's requests", "max_queued_bytes_per_caller", largest)
+            raise Exhausted.full("too many bytes of the caller's requests wait", "max_queued_bytes_per_caller", largest)
         if self._n_bytes and self._n_bytes + request_bytes > bounds.max_bytes:
-            raise _full("bytes of requests", "max_queued_bytes", bounds.max_bytes)
-
-
-def _full(what: str, name: str, limit: int) -> Exhausted:
-    return Exhausted(
-        f"too many {what} wait already ({name}: {limit})",
-        reason=Reason.QUEUE_FULL,
-        retry_after_seconds=_RETRY_SECONDS,
-        metadata={name: str(limit)},
-    )
+            raise Exhausted.full("too many bytes of requests wait", "max_queued_bytes", bounds.max_bytes)

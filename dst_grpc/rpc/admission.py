@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dst_grpc.errors import Exhausted, Reason
+from dst_grpc.errors import Exhausted
 from dst_grpc.observability.calls import HEALTH_PREFIX, CallInfo, CallOutcome, ItemInfo
-from dst_grpc.rpc.draining import RETRY_AFTER_SECONDS, DrainSignal, draining_error
+from dst_grpc.rpc.draining import DrainSignal, draining_error
 
 
 class CallAdmission:
@@ -27,12 +27,7 @@ class CallAdmission:
             raise draining_error()
         limit = self._max_concurrent_calls
         if limit is not None and self._in_flight >= limit:
-            raise Exhausted(
-                f"{self._in_flight} calls are in progress, and no more than {limit} may be",
-                reason=Reason.QUEUE_FULL,
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-                metadata={"max_concurrent_calls": str(limit)},
-            )
+            raise Exhausted.full("too many calls are in progress", "max_concurrent_calls", limit)
         self._in_flight += 1
         return 1
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from dst_grpc.errors import Reason, Unavailable
 
-RETRY_AFTER_SECONDS = 1.0
+_RETRY_AFTER_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ def draining_error() -> Unavailable:
     return Unavailable(
         "the server is stopping; try another, or this one again once it is back",
         reason=Reason.DRAINING,
-        retry_after_seconds=RETRY_AFTER_SECONDS,
+        retry_after_seconds=_RETRY_AFTER_SECONDS,
     )
 
 

@@ -30,7 +30,6 @@ _HEAR_OUT_BYTES = 64 << 20
 _LOOKS, _LOOK_SECONDS = 5, 0.05
 """A client that sends nothing between so many looks is not about to. One look would not do: where this process has to
 wait for a processor, what came meanwhile is seen at the next."""
-_RETRY_SECONDS = 1.0
 UNREAD_BYTES = 256 << 10
 """What gRPC is to hold of a call that nobody reads."""
 
@@ -76,7 +75,7 @@ class Intake:
         name, limit = call.caller.name, self._limits.max_waiting_per_caller
         turns, sender = (self._turns, name) if name else (self._strangers, call.peer)
         if turns.n_waiting(sender) >= limit:
-            raise _full(f"{limit} calls of the caller wait to be read already", "max_incoming_calls_per_caller", limit)
+            raise Exhausted.full("too many calls of the caller wait to be read", "max_incoming_calls_per_caller", limit)
         return turns.turn(sender)
 
     def seconds(self, call: CallInfo) -> float:
@@ -92,7 +91,7 @@ class Intake:
         """
         limit = self._limits.max_streams_per_caller
         if self._streams[caller] >= limit:
-            raise _full(f"the caller has {limit} streams open already", "max_streams_per_caller", limit)
+            raise Exhausted.full("the caller has too many streams open", "max_streams_per_caller", limit)
         self._streams[caller] += 1
 
     def close(self, caller: str) -> None:
@@ -222,12 +221,3 @@ def _retrieve(reading: asyncio.Task[Any]) -> None:
     """Take note of how *reading* failed, if it did: with its call, which nobody need be told twice."""
     if not reading.cancelled():
         reading.exception()
-
-
-def _full(what: str, name: str, limit: int) -> Exhausted:
-    return Exhausted(
-        f"{what} ({name}: {limit})",
-        reason=Reason.QUEUE_FULL,
-        retry_after_seconds=_RETRY_SECONDS,
-        metadata={name: str(limit)},
-    )
