@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WORTH_THREADS = 500_000_000
-"""Operations below which a job runs on one thread: more threads would not make it faster, and would take cores from the
-event loop."""
+_WORTH_THREADS = 2_000_000_000
+"""Operations below which a job runs on one thread, in some 60 ms: its threads would wait for each other at every
+operation, where others use the cores for as long as the system lets them, and take cores from the event loop."""
 
 
 class Worker:
