@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOTHING = RunStatistics(forward_passes=0, backward_passes=0)
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 """How often it is looked, while something waits, for readers that have stalled, for what has become too late, and for
 what may interrupt a batch that takes longer than was expected."""
 _REST_SECONDS = 10.0
