@@ -115,8 +115,8 @@ class Settings(BaseSettings):
     store_bytes: Bytes = 512 * _MIB
     """Bytes of recordings to keep, so that another request about a run needs no pass; 0 = none."""
     share_recordings: bool = False
-    """Whether callers use one another's recordings and graphs; how long an answer takes then tells what others have
-    asked."""
+    """Whether callers use one another's recordings and graphs. Then the list of graphs tells what others have asked,
+    and so does how long an answer takes."""
     kept_graph_bytes: Bytes = 512 * _MIB
     """Bytes of attribution graphs to keep for later questions; 0 = none."""
     kept_graph_seconds: PositiveSeconds = 3600.0
