@@ -45,8 +45,8 @@ class Identity(NamedTuple):
 
 
 def label(path: Path) -> str:
-    """The name of a file in messages: with its folder, but without the rest of its path."""
-    return f"{path.parent.name}/{path.name}"
+    """The name of a file in messages: with its folder, if it is named with one, but without the rest of its path."""
+    return f"{path.parent.name}/{path.name}".removeprefix("/")
 
 
 class CorruptFile(DataLoss):

@@ -196,6 +196,13 @@ def test_what_is_no_state_dict_of_tensors_is_refused_and_not_run(tmp_path: Path)
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
+def test_a_file_in_this_folder_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pt").write_text("# no pickle")
+    with pytest.raises(DataLoss, match=r"^text\.pt: cannot be converted"):
+        convert_pickle(Path("text.pt"), tmp_path / "out.safetensors")
+
+
 def test_a_conversion_has_an_end(tmp_path: Path) -> None:
     source = checkpoints.write_state_dict(tmp_path / "0.pt")
     with pytest.raises(DataLoss, match=r"could not be read within 0\.001 seconds"):
