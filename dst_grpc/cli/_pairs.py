@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -66,10 +66,12 @@ def read_pairs(path: Path) -> list[dict[str, str | None]]:
         InvalidRequest: If it cannot be read or is no CSV, has other columns, or rows of more values than these.
     """
     reader = csv.DictReader(StringIO(read_text(path, "--pairs")), strict=True)
+    rows: list[dict[str | Any, Any]] = []
     try:
-        columns, rows = reader.fieldnames or (), list(reader)
+        columns = reader.fieldnames or ()
+        rows.extend(reader)
     except csv.Error as error:
-        raise InvalidRequest.of("--pairs", f"{path} is no CSV: {error}, line {reader.line_num}") from None
+        raise InvalidRequest.of("--pairs", f"{path} is no CSV after {human_count(len(rows), 'row')}: {error}") from None
     if "clean" not in columns or len({*columns}) < len(columns) or not {*columns} <= {*COLUMNS}:
         has = f"has the columns {', '.join(columns)}" if columns else "has no columns"
         wanted = f"it must have clean, and may have {', '.join(COLUMNS[1:])}, each once"

@@ -34,9 +34,9 @@ def test_what_spreadsheets_write_is_read(written: Path) -> None:
         ("clean,clean\na,b\n", "has the columns clean, clean; "),
         ("clean\na\n\nb\nWhen John came, Mary gave\n", "row 3 of .* has 2 values for 1 column; .* in quotes"),
         ("clean,corrupt\na,b\nWhen John came, Mary gave,c\n", "row 2 of .* has 3 values for 2 columns"),
-        ('clean,corrupt\n"a,b\n', "unexpected end of data"),
+        ('clean,corrupt\na,b\n"a,b\n', "is no CSV after 1 row: unexpected end of data"),
         ('clean,corrupt\n"a" b,c\n', "expected after"),
-        ("clean\n" + "a" * 200_000 + "\n", "field larger than field limit"),
+        ("clean\n" + "a" * 200_000 + "\n", "is no CSV after 0 rows: field larger than field limit"),
     ],
 )
 def test_what_is_no_file_of_pairs_is_refused(written: Path, text: str, problem: str) -> None:
