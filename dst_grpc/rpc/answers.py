@@ -124,13 +124,7 @@ async def answers_of(
             yield each
 
 
-async def send(answer: Answer, context: ObservedContext) -> None:
-    """Deliver *answer* to a call; raises what `Outbox.send` does."""
-    outbox = context.outbox
-    await (outbox.send_made(answer) if isinstance(answer, Sequence) else outbox.send(answer))
-
-
-async def send_frames(
+async def frames_of(
     context: ObservedContext,
     data: bytes,
     reading: Reading,
@@ -138,8 +132,8 @@ async def send_frames(
     cls: type[AskedT],
     run: Callable[..., AsyncGenerator[Sequence[T], None]],
     cut: Callable[[T], Iterable[Buffers]],
-) -> None:
-    """Answer a call by messages of frames; raises what `Reading.request`, *run* and `Outbox.send` do.
+) -> Messages:
+    """The messages of frames that answer a call; raises what `Reading.request` does.
 
     Args:
         context: of the call.
@@ -153,4 +147,4 @@ async def send_frames(
     sender = sender_of(context, tensors, data)
     asked, known = await reading.request(cls, data, sender.caller)
     steps = run(asked, known, sender=sender)
-    await context.outbox.send(messages_of(steps, cut, Envelope(asked.request_id), reading.threads))
+    return messages_of(steps, cut, Envelope(asked.request_id), reading.threads)

@@ -3,7 +3,7 @@
 A service registers here by its descriptor, so that a method without implementation is found at start. Its methods take
 (request or iterator of requests, context): coroutines for a single response; asynchronous generators, or coroutines
 that put into `context.outbox`, for a stream. A response that is `bytes` already is sent as it is. Methods that are
-marked by `of_bytes` are given the bytes of their request instead of the message in them.
+marked by `of_bytes` are given the bytes of their request instead of the message in them, and return what answers it.
 
 gRPC handles only bytes: parsing in this layer makes a corrupt message INVALID_ARGUMENT, where gRPC would answer UNKNOWN
 with the exception's text, and allows counting the bytes of calls.
@@ -121,7 +121,8 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def of_bytes(method: _Method) -> _Method:
-    """Give *method* of a service the bytes of its request."""
+    """Give *method* of a service the bytes of its request. It returns the answer, messages that are made already or as
+    they are made, which are sent once the request is let go: their reader may be slow."""
     method.__dict__["is_of_bytes"] = True
     return method
 
@@ -316,7 +317,9 @@ def _work_of(behaviour: _Behaviour, method: MethodDescriptor) -> _Work:
     if getattr(behaviour, "is_of_bytes", False):
 
         async def of_bytes(incoming: Incoming, context: ObservedContext) -> None:
-            await behaviour(context.received(await incoming.only()), context)
+            answer = await behaviour(context.received(await incoming.only()), context)
+            outbox = context.outbox
+            await (outbox.send_made(answer) if isinstance(answer, Sequence) else outbox.send(answer))
 
         return of_bytes
 

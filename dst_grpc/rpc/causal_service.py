@@ -6,7 +6,7 @@ from dst_grpc._gen.dst.v1 import attribute_pb2, circuit_pb2, patch_pb2
 from dst_grpc.domain.attribute_requests import AttributeRequest
 from dst_grpc.domain.circuit import CircuitRequest
 from dst_grpc.domain.patch import PatchRequest
-from dst_grpc.rpc.answers import send_frames
+from dst_grpc.rpc.answers import Messages, frames_of
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.ports import PipelinePort
 from dst_grpc.rpc.reading import Reading
@@ -24,19 +24,21 @@ class CausalService:
         self._reading = Reading(pipeline.waiting)
 
     @of_bytes
-    async def Patch(self, data: bytes, context: ObservedContext) -> None:
+    async def Patch(self, data: bytes, context: ObservedContext) -> Messages:
         """Change runs cell by cell."""
         cut = ValueCutter(patch_pb2.PatchFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, PatchRequest, self._pipeline.patch, cut)
+        return await frames_of(context, data, self._reading, self._tensors, PatchRequest, self._pipeline.patch, cut)
 
     @of_bytes
-    async def Attribute(self, data: bytes, context: ObservedContext) -> None:
+    async def Attribute(self, data: bytes, context: ObservedContext) -> Messages:
         """Score nodes, edges or tokens."""
         cut = ValueCutter(attribute_pb2.AttributeFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, AttributeRequest, self._pipeline.attribute, cut)
+        return await frames_of(
+            context, data, self._reading, self._tensors, AttributeRequest, self._pipeline.attribute, cut
+        )
 
     @of_bytes
-    async def Circuit(self, data: bytes, context: ObservedContext) -> None:
+    async def Circuit(self, data: bytes, context: ObservedContext) -> Messages:
         """Evaluate circuits, and find them."""
         cut = ValueCutter(circuit_pb2.CircuitFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, CircuitRequest, self._pipeline.circuit, cut)
+        return await frames_of(context, data, self._reading, self._tensors, CircuitRequest, self._pipeline.circuit, cut)

@@ -27,7 +27,7 @@ from dst_grpc.domain.resolution import Validated
 from dst_grpc.domain.sender import Sender
 from dst_grpc.errors import DstError, InvalidRequest, Violations
 from dst_grpc.observability.calls import ItemInfo
-from dst_grpc.rpc.answers import Answer, Messages, answers_of, made, messages_of, send, send_frames, sender_of
+from dst_grpc.rpc.answers import Answer, Messages, answers_of, frames_of, made, messages_of, sender_of
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.multiplex import Cancellation, Item, Multiplexer, StreamLimits
@@ -56,30 +56,30 @@ class DerivedScalarService:
         self._answers = Answers(pipeline, self._reading.threads)
 
     @of_bytes
-    async def Resolve(self, data: bytes, context: ObservedContext) -> None:
+    async def Resolve(self, data: bytes, context: ObservedContext) -> Answer:
         """Check, complete and cost one request."""
         sender = sender_of(context, self._tensors, data)
         asked, known = await self._reading.request(ResolveRequest, data, sender.caller)
-        await send(await self._answers.resolved(asked, known, sender), context)
+        return await self._answers.resolved(asked, known, sender)
 
     @of_bytes
-    async def Derive(self, data: bytes, context: ObservedContext) -> None:
+    async def Derive(self, data: bytes, context: ObservedContext) -> Answer:
         """Run one prompt."""
         sender = sender_of(context, self._tensors, data)
         asked, known = await self._reading.request(DeriveRequest, data, sender.caller)
-        await send(await self._answers.derived(asked, known, sender), context)
+        return await self._answers.derived(asked, known, sender)
 
     @of_bytes
-    async def TopK(self, data: bytes, context: ObservedContext) -> None:
+    async def TopK(self, data: bytes, context: ObservedContext) -> Messages:
         """Select nodes."""
         cut = PartCutter(explain_pb2.TopKFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, TopKRequest, self._pipeline.top_k, cut)
+        return await frames_of(context, data, self._reading, self._tensors, TopKRequest, self._pipeline.top_k, cut)
 
     @of_bytes
-    async def Explain(self, data: bytes, context: ObservedContext) -> None:
+    async def Explain(self, data: bytes, context: ObservedContext) -> Messages:
         """Explain runs."""
         cut = PartCutter(explain_pb2.ExplainFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, ExplainRequest, self._pipeline.explain, cut)
+        return await frames_of(context, data, self._reading, self._tensors, ExplainRequest, self._pipeline.explain, cut)
 
     async def ResolveStream(
         self, messages: RequestStream[resolution_pb2.ResolveStreamRequest], context: ObservedContext

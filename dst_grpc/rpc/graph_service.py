@@ -8,7 +8,7 @@ from dst_grpc.domain.graph import GraphRequest
 from dst_grpc.domain.graph_probes import ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.errors import InvalidRequest
-from dst_grpc.rpc.answers import send_frames, sender_of
+from dst_grpc.rpc.answers import Messages, frames_of, sender_of
 from dst_grpc.rpc.calls import ObservedContext, of_bytes
 from dst_grpc.rpc.pagination import page_of
 from dst_grpc.rpc.ports import PipelinePort
@@ -28,24 +28,24 @@ class GraphService:
         self._reading = Reading(pipeline.waiting)
 
     @of_bytes
-    async def Graph(self, data: bytes, context: ObservedContext) -> None:
+    async def Graph(self, data: bytes, context: ObservedContext) -> Messages:
         """Compute the graph of a prompt."""
         cut = ValueCutter(pb.GraphFrame).cut
-        await send_frames(context, data, self._reading, self._tensors, GraphRequest, self._pipeline.graph, cut)
+        return await frames_of(context, data, self._reading, self._tensors, GraphRequest, self._pipeline.graph, cut)
 
     @of_bytes
-    async def QueryGraph(self, data: bytes, context: ObservedContext) -> None:
+    async def QueryGraph(self, data: bytes, context: ObservedContext) -> Messages:
         """Answer a question about a kept graph."""
         cut = ValueCutter(pb.GraphFrame).cut
-        await send_frames(
+        return await frames_of(
             context, data, self._reading, self._tensors, QueryGraphRequest, self._pipeline.query_graph, cut
         )
 
     @of_bytes
-    async def ProbeGraph(self, data: bytes, context: ObservedContext) -> None:
+    async def ProbeGraph(self, data: bytes, context: ObservedContext) -> Messages:
         """Ask the model about a kept graph."""
         cut = ValueCutter(probe_pb.GraphProbeFrame).cut
-        await send_frames(
+        return await frames_of(
             context, data, self._reading, self._tensors, ProbeGraphRequest, self._pipeline.probe_graph, cut
         )
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import weakref
+from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from dst_grpc.errors import Exhausted, InvalidRequest, Reason, Unavailable
 from dst_grpc.failures import failure_of
 from dst_grpc.observability.calls import CallInfo, CallObserver, CallOutcome, ItemInfo
 from dst_grpc.rpc.admission import CallAdmission
-from dst_grpc.rpc.calls import MethodTable, ObservedContext
+from dst_grpc.rpc.calls import MethodTable, ObservedContext, of_bytes
 from dst_grpc.rpc.draining import DrainSignal
 from dst_grpc.rpc.errors import as_dst_error, pushback
 from dst_grpc.rpc.health import SERVICE
@@ -127,6 +128,59 @@ async def test_a_call_is_refused_before_its_message_is_read() -> None:
     await called(None, Refusing(peer), peer)
     assert peer.aborted == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert peer.n_read == 1
+
+
+class Noted:
+    """The bytes of a request, of which there are no weak references to tell whether they are still there."""
+
+    def __len__(self) -> int:
+        return 5
+
+
+class SlowPeer(Peer):
+    """Sends one message, and takes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[weakref.ref[Noted]] = []
+        self.is_given = asyncio.Event()
+
+    async def read(self) -> Any:
+        message = Noted()
+        self.sent.append(weakref.ref(message))
+        return message
+
+    async def write(self, _data: bytes) -> None:
+        self.is_given.set()
+        await asyncio.Event().wait()
+
+    def time_remaining(self) -> None: ...
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+async def test_a_request_is_let_go_while_its_answer_is_sent(is_made: bool) -> None:
+    """A client that takes no answer may have many calls, each with as large a request as may be."""
+
+    async def made_later() -> AsyncIterator[bytes]:
+        yield b"answer"
+
+    class Answering:
+        @of_bytes
+        async def Watch(self, _data: bytes, _context: object) -> object:
+            return (b"answer",) if is_made else made_later()
+
+        List = Check = Watch
+
+    table, peer = MethodTable([]), SlowPeer()
+    table.add(SERVICE, Answering())
+    details: Any = SimpleNamespace(method="/grpc.health.v1.Health/Watch")
+    handler: Any = table.service(details)
+    calling = asyncio.ensure_future(handler.stream_stream(None, peer))
+    await asyncio.wait_for(peer.is_given.wait(), 10)
+    assert [reference() for reference in peer.sent] == [None]
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
 
 
 async def test_a_panic_of_a_library_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 import dst_grpc
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as catalog_pb
@@ -228,6 +229,14 @@ async def test_closing_a_watch_unsubscribes(cache: FakeCache) -> None:
     assert not cache.watchers
 
 
+async def sent(
+    method: Callable[[bytes, Any], Awaitable[Any]], request: Message, write: Callable[[bytes], Awaitable[None]]
+) -> None:
+    """*write* the answer of *method*, which is made meanwhile, to *request*."""
+    context = call_of(write)
+    await context.outbox.send(await method(request.SerializeToString(), context))
+
+
 async def test_resolve_and_derive_name_fields_alike() -> None:
     service = service_of(FakePipeline())
     request = inference_pb2.DeriveRequest(element_type=77)  # type: ignore[arg-type]  # what a newer client may send
@@ -236,9 +245,9 @@ async def test_resolve_and_derive_name_fields_alike() -> None:
         pytest.fail("nothing is answered")
 
     with pytest.raises(InvalidRequest) as derived:
-        await service.Derive(request.SerializeToString(), call_of(never))
+        await sent(service.Derive, request, never)
     with pytest.raises(InvalidRequest) as resolved:
-        await service.Resolve(resolution_pb2.ResolveRequest(request=request).SerializeToString(), call_of(never))
+        await sent(service.Resolve, resolution_pb2.ResolveRequest(request=request), never)
     of_derive = {violation.under("request") for violation in derived.value.violations}
     assert "request.element_type" in {violation.field for violation in resolved.value.violations}
     assert set(resolved.value.violations) <= of_derive  # the prompt is Derive's alone
@@ -258,7 +267,7 @@ async def test_cancelling_a_call_stops_the_work() -> None:
     async def take(_message: bytes) -> None:
         taken.set()
 
-    call = asyncio.create_task(service.Derive(request.SerializeToString(), call_of(take)))
+    call = asyncio.create_task(sent(service.Derive, request, take))
     await taken.wait()
     assert pipeline.running == {"x"}
     call.cancel()
