@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WORTH_THREADS = 2_000_000_000
-"""Operations below which a job runs on one thread, in some 60 ms: its threads would wait for each other at every
-operation, where others use the cores for as long as the system lets them, and take cores from the event loop."""
+_WORTH_THREADS = 4_000_000_000
+"""Operations, divided by the number of threads, below which a job runs on one: its threads would wait for each other at
+every operation, where others use the cores for as long as the system lets them, and take cores from the event loop. Of
+two threads that is some 60 ms, of which they would save half; more of them save more, and are hindered less."""
 
 
 class Worker:
@@ -112,7 +113,7 @@ class Worker:
             self._busy_seconds += time.monotonic() - started
 
     def _guarded(self, job: Callable[[], T], operations: int) -> T:
-        _use_threads(self._n_threads if operations >= _WORTH_THREADS else 1)
+        _use_threads(self._n_threads if operations * self._n_threads >= _WORTH_THREADS else 1)
         try:
             return job()
         except BaseException as error:
