@@ -6,6 +6,8 @@ from enum import Enum
 
 _WEIGHT_OF_NEW = 0.1
 _MOST_OF_EXPECTED = 4.0
+_FAR_LARGER = 4.0
+"""Times the largest piece that was measured, from which on another says more than all before."""
 
 
 class Work(Enum):
@@ -45,33 +47,48 @@ class Work(Enum):
 class Rate:
     """Seconds for a unit of one kind of work, e.g. for a floating-point operation of a model's forward passes.
 
-    The quotient of two exponentially weighted means, of seconds and of units: over a mixture of small and large pieces
-    the estimates then add up to what is measured.
+    The quotient of two weighted means, of seconds and of units: over a mixture of small and large pieces the estimates
+    then add up to what is measured. All measurements weigh the same at first, then the latest more.
+
+    What is larger than all that was measured is taken to cost no more than a guess for what is beyond: a first small
+    piece takes a time of its own, and says little of a large one, for which nobody is to be refused.
     """
 
-    __slots__ = ("_seconds", "_units", "_unmeasured")
+    __slots__ = ("_guess", "_largest", "_n_measured", "_seconds", "_units")
 
-    def __init__(self, unmeasured: float) -> None:
-        """Begin with a guess of the *unmeasured* seconds for a unit; the first measurement replaces it."""
-        self._unmeasured = unmeasured
+    def __init__(self, guess: float) -> None:
+        """Begin with a *guess* of the seconds for a unit; the first measurement replaces it."""
+        self._guess = guess
         self._seconds = self._units = 0.0
+        self._largest = 0.0
+        """Units of the largest piece that was measured."""
+        self._n_measured = 0
+
+    @property
+    def of_unit(self) -> float:
+        """Seconds for a unit, in pieces as they were measured; the guess before."""
+        return self._seconds / self._units if self._n_measured else self._guess
 
     def seconds(self, units: float) -> float:
-        """Estimated seconds for *units*."""
-        return units * (self._seconds / self._units if self._units else self._unmeasured)
+        """Estimated seconds for *units* in one piece."""
+        beyond = max(0.0, units - self._largest)
+        return self.of_unit * (units - beyond) + min(self.of_unit, self._guess) * beyond
 
     def note(self, units: float, seconds: float) -> bool:
-        """Learn that *units* took *seconds*; whether it is the first that is known.
+        """Learn that *units* took *seconds*; whether they are of another order than what is known: the first, or far
+        larger.
 
         What took far longer than expected, as when the machine stood still, counts as `_MOST_OF_EXPECTED` of that.
         """
-        is_first = not self._units
-        weight = 1.0
-        if not is_first:
-            weight, seconds = _WEIGHT_OF_NEW, min(seconds, _MOST_OF_EXPECTED * self.seconds(units))
+        is_new = units > _FAR_LARGER * self._largest
+        if not is_new:
+            seconds = min(seconds, _MOST_OF_EXPECTED * self.seconds(units))
+        self._n_measured += 1
+        weight = max(_WEIGHT_OF_NEW, 1 / self._n_measured)
         self._units += weight * (units - self._units)
         self._seconds += weight * (seconds - self._seconds)
-        return is_first
+        self._largest = max(self._largest, units)
+        return is_new
 
 
 class Rates:

@@ -103,7 +103,7 @@ class Flow:
     @property
     def pace(self) -> float:
         """How much longer its requests take than is expected of what waits when they come: others come meanwhile."""
-        return min(max(self._pace.seconds(1.0), 1.0), _MOST_PACE)
+        return min(max(self._pace.of_unit, 1.0), _MOST_PACE)
 
     def note_wait(self, job: Job, now: float, quantum: float) -> None:
         """Learn how long a request took from its arrival to its first answer, or to when it was given up.

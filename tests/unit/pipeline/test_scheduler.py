@@ -536,13 +536,14 @@ def test_costs_are_learnt_from_the_work_that_was_done() -> None:
     clock, rate = Clock(), Rate(1e-9)
     scheduler = Scheduler(DeviceLimits(), clock)
     ticket = Ticket(Caller(name="one"))
-    first, second = (Job(ticket=ticket, rate=rate, units=units) for units in (100, 300))
-    scheduler.add(first)
-    scheduler.add(second)
+    first, second, larger = (Job(ticket=ticket, rate=rate, units=units) for units in (100, 50, 300))
+    for job in (first, second, larger):
+        scheduler.add(job)
     batch = scheduler.start()
     assert batch is not None
     clock.now = 2.0
     scheduler.finish(batch, [first])
     assert rate.seconds(1) == pytest.approx(0.02)
-    assert second.cost == pytest.approx(6.0), "what waits is estimated anew once there is more than a guess"
+    assert second.cost == pytest.approx(1.0), "what waits is estimated anew once there is more than a guess"
+    assert larger.cost == pytest.approx(2.0), "of what is larger than all that was measured, the rest is still a guess"
     assert scheduler.expected_wait == 0.0, "its caller has had two seconds, which it makes up for"
