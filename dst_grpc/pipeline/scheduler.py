@@ -37,10 +37,9 @@ _MOST_OF_TIME = 0.85
 """Part of the time until its deadline in which a request must be expected to be over; the rest is for errors of the
 estimate."""
 _LEAST_RETRY_SECONDS = 0.05
-_BATCH = 0.075, 128
-"""Seconds of the longest batch, unless the quantum is longer, which are also what is not interrupted: a job takes much
-longer alone than in a batch. And tokens that a batch may have however long they take: with few of them a device fetches
-weights rather than computes, and more take hardly longer."""
+_BATCH = 0.05, 128
+"""Seconds of the longest batch, unless the quantum is longer; and tokens that it may have however long they take. With
+few tokens a device fetches weights rather than computes: more of them take hardly longer."""
 _BATCH_ALONE = 1.0, 512
 """The same of a caller who is alone: longer batches do more, and keep nobody waiting."""
 _ALONE_AFTER_SECONDS = 10.0
@@ -229,8 +228,6 @@ class Scheduler:
         if any(key_of(job.ticket) == key for job in running.jobs):
             return False
         left = abs(self._left_of(running))  # the longer it is overdue, the longer it may still take
-        if left <= _BATCH[0]:
-            return False
         whole = self._clock() - running.started - running.interrupted + left
         is_small = cost <= min(_SMALL * whole, left / 2)
         return is_small and running.interrupted + cost <= _MOST_INTERRUPTED * whole
@@ -334,10 +331,12 @@ class Scheduler:
         for.
 
         Whose turn it is gives jobs of similar lengths, wherever in its queue; the others only what they would run next,
-        so that a job that fits no batch is not overtaken again and again.
+        so that a job that fits no batch is not overtaken again and again. Who goes before those who have a queue does
+        not wait for theirs: of them only so much comes along as takes no longer than the first.
         """
         first = batch.jobs[0]
         longest, holder = self._longest_batch, key_of(first.ticket)
+        short = (2 * first.cost, 0) if require(self._turns.find(holder)).is_sparse else longest
         flows = {flow.key: flow for flow in self._turns.flows}
         offers = {key: iter(list(flow)) for key, flow in flows.items()}
         offers[holder] = flows[holder].similar(first, _OFFERED)
@@ -347,8 +346,9 @@ class Scheduler:
                 key = offering.popleft()
                 if is_in_credit and flows[key].deficit < 0:
                     continue
+                most = longest if flows[key].is_sparse else short
                 for job in offers[key]:
-                    if job.group == first.group and self._has_room(batch, job, *longest):
+                    if job.group == first.group and self._has_room(batch, job, *most):
                         yield job
                         offering.append(key)
                         break
