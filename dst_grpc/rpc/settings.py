@@ -221,10 +221,17 @@ class Settings(BaseSettings):
             problems.append("max_connection_age_grace_seconds needs max_connection_age_seconds")
         if self.devices and self.device != "auto":
             problems.append("give either device or devices")
-        problems += [*self._missing_ports(), *self._collisions(), *self._long_sockets()]
+        problems += [*self._unlistened(), *self._missing_ports(), *self._collisions(), *self._long_sockets()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _unlistened(self) -> Iterator[str]:
+        """Settings of a listener that there is not: who protects metrics wants metrics."""
+        of_metrics = ("metrics_host", "metrics_tls_certificate", "metrics_tls_key", "metrics_token_file")
+        for port, names in (("metrics_port", of_metrics), ("health_port", ("health_host",))):
+            if getattr(self, port) is None:
+                yield from (f"{name} needs {port}" for name in names if getattr(self, name) is not None)
 
     def _missing_ports(self) -> Iterator[str]:
         """Ports so high that not every device can have one."""

@@ -77,7 +77,7 @@ def test_a_check_tells_of_certificates_that_have_expired(tmp_path: Path) -> None
     )
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "certificate"))
     issued.private_key_pem.write_to_path(str(tmp_path / "key"))
-    flags = []
+    flags = ["--metrics-port", "1"]
     for name in ("tls", "metrics-tls"):
         flags += [f"--{name}-certificate", str(tmp_path / "certificate"), f"--{name}-key", str(tmp_path / "key")]
     result = CliRunner().invoke(app, ["serve", "--check", *flags])

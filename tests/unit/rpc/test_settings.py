@@ -219,6 +219,13 @@ def test_a_host_may_be_a_unix_socket() -> None:
         ({"callers_file": "/nowhere"}, "no such file"),
         ({"tls_client_name": "peer_dns"}, "tls_client_name needs tls_client_ca"),
         ({"tls_client_name": "dns"}, "'peer_dns', 'peer_uri'"),
+        ({"metrics_token_file": __file__}, "metrics_token_file needs metrics_port"),
+        ({"metrics_host": "::1"}, "metrics_host needs metrics_port"),
+        (
+            {"metrics_tls_certificate": __file__, "metrics_tls_key": __file__},
+            "metrics_tls_certificate needs metrics_port; metrics_tls_key needs metrics_port",
+        ),
+        ({"health_host": "::1"}, "health_host needs health_port"),
         ({"trusted_proxies": "10.0.0.0/8,proxy.example"}, "'proxy.example' is no network"),
         ({"trusted_proxies": "10.0.0.1/8"}, "'10.0.0.1/8' is no network"),
         ({"trusted_proxies": [5]}, "'5' is no network"),
