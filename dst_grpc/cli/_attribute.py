@@ -215,13 +215,13 @@ def _headline(request: AttributeRequest, answer: AttributionAnswer) -> Text:
     rule = "" if request.rule is PropagationRule.PLAIN else f" with {request.rule}"
     if request.of_tokens:
         begin = {Baseline.CORRUPT: f"the {other} one's", Baseline.ZERO: "0", Baseline.MEAN: "the mean of all tokens'"}
-        text = f"The {run} prompt is run ({base:+.4g}), and from it back to where its embeddings are "
-        text += f"{begin[request.effective_baseline]} ({source:+.4g}){rule}. The tokens' shares add up to "
-        text += f"{base - source - residual:+.4g} of the difference, {base - source:+.4g}."
+        text = f"The {run} prompt is run ({base:+z.4g}), and from it back to where its embeddings are "
+        text += f"{begin[request.effective_baseline]} ({source:+z.4g}){rule}. The tokens' shares add up to "
+        text += f"{base - source - residual:+z.4g} of the difference, {base - source:+z.4g}."
     else:
         what = "how far, up or down, the metric moves" if request.grad_drop else "how much the metric changes"
-        text = f"The {run} prompt is run ({base:+.4g}). A score estimates {what} if one place is as in the {other} one "
-        text += f"({source:+.4g}), by {request.method}{rule}."
+        text = f"The {run} prompt is run ({base:+z.4g}). A score estimates {what} if one place is as in the "
+        text += f"{other} one ({source:+z.4g}), by {request.method}{rule}."
     if len(answer.pairs) > 1:
         text += f" Means over {len(answer.pairs)} pairs."
     if base == source:
@@ -278,7 +278,7 @@ def _largest(
     yield Padding(table, (0, 0, 0, 2), expand=False)
     if answer.verified is not None and effects:
         found = answer.verified.correlation
-        said = "undefined" if found is None else f"{found:.2f}"
+        said = "undefined" if found is None else f"{found:z.2f}"
         yield Text(f"Patched, each alone: {human_count(len(effects), 'edge')}; the correlation with scores is {said}.")
 
 

@@ -211,7 +211,7 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     out.print(
         Text.assemble(
             (f"The whole model{'' if is_noising else ', on the corrupt prompt'}: ", "bold"),
-            f"{answer.whole:.4g}, without any {'node' if of_nodes else 'edge'}: {answer.empty:.4g}, the mean over "
+            f"{answer.whole:z.4g}, without any {'node' if of_nodes else 'edge'}: {answer.empty:z.4g}, the mean over "
             f"{header.pair_count} pair{'s' * (header.pair_count > 1)}; {what} {CARRIED[header.alternative]}"
             f"{'' if header.prune or of_nodes else ', not pruned'}",
         )
@@ -230,15 +230,15 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     print_rows(out, columns, rows)
     curve = answer.curve
     if curve is not None and curve.cpr is not None and curve.cmd is not None:
-        out.print(f"area under faithfulness (CPR) {curve.cpr:.4f}, under its distance from 1 (CMD) {curve.cmd:.4f}")
+        out.print(f"area under faithfulness (CPR) {curve.cpr:z.4f}, under its distance from 1 (CMD) {curve.cmd:z.4f}")
     _print_items(request, answer, top)
 
 
 def _row(name: str, one: CircuitEvaluation) -> list[str]:
     if one.faithfulness is None:
-        return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", "", ""]
+        return [name, str(one.edge_count), str(one.node_count), f"{one.metric:z.4g}", "", ""]
     bar = "█" * round(_BAR * min(max(one.faithfulness, 0.0), 1.0))
-    return [name, str(one.edge_count), str(one.node_count), f"{one.metric:.4g}", f"{one.faithfulness:z.3f}", bar]
+    return [name, str(one.edge_count), str(one.node_count), f"{one.metric:z.4g}", f"{one.faithfulness:z.3f}", bar]
 
 
 def _print_items(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
@@ -255,7 +255,7 @@ def _print_items(request: CircuitRequest, answer: CircuitAnswer, top: int) -> No
     out.print(Text(f"The circuit's {len(items)} {item}s{', the largest first' if has_scores else ''}:", style="bold"))
     if has_scores and request.curve is not None and request.curve.scores is None:
         out.print(f"A score is about how much the metric changes if its {item} is cut.")
-    rows = [[str(one), *([f"{one.score:+.4g}"] if has_scores else [])] for one in items[:top]]
+    rows = [[str(one), *([f"{one.score:+z.4g}"] if has_scores else [])] for one in items[:top]]
     print_rows(out, (item, "score") if has_scores else (item,), rows)
     if len(items) > top:
         out.print(f"... and {len(items) - top} more: --top, {'' if of_nodes else '--html '}or --json shows them")

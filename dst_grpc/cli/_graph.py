@@ -229,7 +229,7 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
         [
             row.name,
             _at(tokens, row, labels),
-            f"{row.activation:.4g}",
+            f"{row.activation:z.4g}",
             f"{row.cumulative_score:.3f}",
             "yes" if row.kept else "no",
             ", ".join(raised.get(row.name, ())[:_TOKENS]),
@@ -244,7 +244,7 @@ def _print(answer: GraphAnswer, labels: Mapping[str, str], top: int, scored: Seq
     out.print(Text(f"Strongest paths from tokens to {header.targets[0].name!r}:", style="bold"))
     paths = [path for token in range(len(tokens)) for path in answer.paths(f"t{token}", first, PATHS, kinds=UNIT_KINDS)]
     shown = sorted(paths, key=lambda one: -abs(one.strength))[:PATHS]
-    strengths = [f"{path.strength:+#.3g}" for path in shown]  # three digits of each, as they can be of any size
+    strengths = [f"{path.strength:+z#.3g}" for path in shown]  # three digits of each, as they can be of any size
     width = max(map(len, strengths), default=0)
     for path, strength in zip(shown, strengths, strict=True):
         start = int(path.nodes[0].removeprefix("t"))

@@ -106,7 +106,7 @@ def _cell(value: float, largest: float, decimals: int, paper: Paper, *, is_share
     """One cell: a shade and a number, none where there is no cell."""
     if np.isnan(value):
         return Text("")
-    number = f"{value:+.0%}" if is_share else number_text(value, decimals)
+    number = f"{value:+z.0%}" if is_share else number_text(value, decimals)
     if not number.strip("+-0.%"):
         number = "0%" if is_share else "0"
     return coloured(

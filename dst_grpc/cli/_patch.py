@@ -205,11 +205,11 @@ def _headline(request: PatchRequest, answer: PatchAnswer) -> Text:
     if request.alternative is not Alternative.PATCHING:
         change = f"each place replaced by its {request.alternative.value.replace('_', ' ')}"
         change = change.replace("its zero", "zero")
-        return Text(f"The prompt's metric is {answer.base:+.3f}; {change}.", style="bold")
+        return Text(f"The prompt's metric is {answer.base:+z.3f}; {change}.", style="bold")
     names = ("clean", "corrupt") if request.orientation is Orientation.NOISING else ("corrupt", "clean")
     n_pairs = f" Means over {len(answer.pairs)} pairs." if len(answer.pairs) > 1 else ""
-    text = f"The {names[0]} prompt is run ({answer.base:+.3f}), one place as in the {names[1]} one "
-    text += f"({answer.source:+.3f}).{n_pairs}"
+    text = f"The {names[0]} prompt is run ({answer.base:+z.3f}), one place as in the {names[1]} one "
+    text += f"({answer.source:+z.3f}).{n_pairs}"
     if not any(pair.has_recovery for pair in answer.pairs):
         text += " Both metrics are the same, so that recovery is undefined: do the prompts differ in the answer?"
     return Text(text, style="bold")

@@ -70,7 +70,7 @@ def human_value(value: float) -> str:
     """A derived scalar: four decimals, or more for a small one."""
     if math.isnan(value):
         return "nan"
-    return f"{value:+.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:+.2e}"
+    return f"{value:+z.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:+.2e}"
 
 
 def human_count(count: int, noun: str) -> str:
@@ -93,13 +93,13 @@ def human_check(info: AutoencoderInfo) -> str:
     """The self-check of an autoencoder set: its figures over all layers, with the declared ones in brackets."""
     if not info.measured:
         return "not loaded" if info.state is not ContextState.AVAILABLE else "none"
-    facts = [_figure("L0", [c.l0 for c in info.measured], [c.l0 for c in info.declared], ".1f")]
+    facts = [_figure("L0", [c.l0 for c in info.measured], [c.l0 for c in info.declared], "z.1f")]
     unexplained, promised = (
         [c.fraction_of_variance_unexplained for c in checks if c.fraction_of_variance_unexplained is not None]
         for checks in (info.measured, info.declared)
     )
-    facts.append(_figure("unexplained", unexplained, promised, ".2f"))
-    facts.append(_figure("cosine", [c.orientation for c in info.measured if c.orientation is not None], [], ".2f"))
+    facts.append(_figure("unexplained", unexplained, promised, "z.2f"))
+    facts.append(_figure("cosine", [c.orientation for c in info.measured if c.orientation is not None], [], "z.2f"))
     facts += dict.fromkeys(c.reading for c in info.measured if c.reading)
     return ", ".join(fact for fact in facts if fact)
 

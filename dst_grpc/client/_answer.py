@@ -124,8 +124,8 @@ class Answer:
     def __repr__(self) -> str:
         parts = [f"{self.request_id!r}"] if self.request_id else []
         parts += [self.model, f"{len(self.tokens)} tokens"]
-        parts += [f"loss={self.loss:.4g}", self.domain.header.convention] if self.loss is not None else []
-        parts += [f"activation_value={self.activation_value:.4g}"] if self.activation_value is not None else []
+        parts += [f"loss={self.loss:z.4g}", self.domain.header.convention] if self.loss is not None else []
+        parts += [f"activation_value={self.activation_value:z.4g}"] if self.activation_value is not None else []
         parts += [f"{scalar.dst}[{len(scalar)}]" for scalar in self]
         parts += ["not finite"] if self.not_finite is not None else []
         return f"<Answer {', '.join(parts)}>"

@@ -46,7 +46,7 @@ class ScoredEntry(NamedTuple):
 
     def __str__(self) -> str:
         """Score and labels."""
-        return " ".join((f"{self.score:+.4g}", *self.labels))
+        return " ".join((f"{self.score:+z.4g}", *self.labels))
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class NamedEdge(NamedTuple):
 
     def __str__(self) -> str:
         """Its ends and its weight."""
-        return f"{self.source} -> {self.target}: {self.weight:+.4g}"
+        return f"{self.source} -> {self.target}: {self.weight:+z.4g}"
 
 
 class NamedPath(NamedTuple):
@@ -76,7 +76,7 @@ class NamedPath(NamedTuple):
 
     def __str__(self) -> str:
         """Its nodes and its strength."""
-        return f"{' -> '.join(self.nodes)}: {self.strength:+.4g}"
+        return f"{' -> '.join(self.nodes)}: {self.strength:+z.4g}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -58,7 +58,7 @@ class RankedCell(NamedTuple):
 
     def __str__(self) -> str:
         """Metric, recovery and labels."""
-        return " ".join((f"{self.metric:+.4g}", f"({self.recovery:+.0%})", *self.labels))
+        return " ".join((f"{self.metric:+z.4g}", f"({self.recovery:+z.0%})", *self.labels))
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class Entry:
         return FACTS[self.dst].node_type
 
     def __repr__(self) -> str:
-        parts = [f"{self.value:+.4g}"]
+        parts = [f"{self.value:+z.4g}"]
         parts += [f"layer {self.layer_index}"] if self.layer_index is not None else []
         parts += [f"{self.node_type} {self.node}"] if self.node is not None else []
         tokens = [str(token) for token in (self.token, self.attended_token) if token is not None]

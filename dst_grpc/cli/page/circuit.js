@@ -6,7 +6,7 @@
   const state = { node: null, all: false };
 
   const svg = (name, properties = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), properties, children);
-  const number = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits).replace("-", "−"));
+  const number = (value, digits = 3) => (value === null || value === undefined ? "" : (Number(value.toFixed(digits)) || 0).toFixed(digits).replace("-", "−"));
 
   // The graph: the embedding below, a row for each layer, the logits above; in a row heads, then the MLP.
   const nodeOf = (reader) => reader.replace(/<[qkv]>$/, "");

@@ -77,6 +77,10 @@ def test_a_value_that_is_no_number_is_printed_as_nan() -> None:
     assert human_value(float("nan")) == "nan"
 
 
+def test_zero_is_never_negative() -> None:
+    assert human_value(-0.0) == human_value(0.0) == "+0.0000"
+
+
 @pytest.mark.parametrize(
     ("value", "written"),
     [

@@ -90,15 +90,17 @@ def test_sites_of_which_a_layer_has_many_are_refused_with_what_takes_single_ones
     assert single in result.output
 
 
-def drawn(address: str, shape: tuple[tuple[str, int], ...], values: Any, *, has_recovery: bool = True) -> str:
-    """What is printed of a grid of *values* with axes of these names and sizes."""
+def drawn(
+    address: str, shape: tuple[tuple[str, int], ...], values: Any, *, has_recovery: bool = True, base: float = 1.0
+) -> str:
+    """What is printed of a grid of *values* with axes of these names and sizes, where the metric was *base*."""
     axes = tuple(PatchAxis(name=name, labels=tuple(map(str, range(n))), indices=tuple(range(n))) for name, n in shape)
     info = PatchGridInfo(kind=PatchGridKind.NODES, node=AttributedNode.HEAD, axes=axes, cell_count=values.size)
     grid = PatchedGrid(info, values[None], values, np.full(values.shape, np.nan))
     request = make_patch_request("a", "b", target="c")
     with Client(address) as client:
         answer = client.patch_request(request)
-    pairs = tuple(replace(pair, has_recovery=has_recovery) for pair in answer.pairs)
+    pairs = tuple(replace(pair, has_recovery=has_recovery, metric=base) for pair in answer.pairs)
     answer = replace(answer, grids=(grid,), pairs=pairs)
     out = Console(width=60, force_terminal=False)
     with out.capture() as captured:
@@ -124,3 +126,7 @@ def test_metrics_that_are_all_0_are_shown(service: FakeService) -> None:
     text = drawn(service.target, (("layer", 2), ("position", 1)), np.zeros((2, 1)), has_recovery=False)
     assert text.splitlines()[-1].split()[-2:] == ["0", "0"]
     assert "Both metrics are the same" in " ".join(text.split())
+
+
+def test_a_metric_that_rounds_to_0_is_not_negative(service: FakeService) -> None:
+    assert "The clean prompt is run (+0.000)" in drawn(service.target, (("layer", 1),), np.ones(1), base=-0.0001)

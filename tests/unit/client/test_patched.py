@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dst_grpc.client import AttributedNode, PatchAxis, PatchedGrid, PatchGridInfo, PatchGridKind
+from dst_grpc.client import AttributedNode, PatchAxis, PatchedGrid, PatchGridInfo, PatchGridKind, RankedCell
 
 
 def test_cells_of_equal_tokens_are_told_apart() -> None:
@@ -18,3 +18,7 @@ def test_cells_of_equal_tokens_are_told_apart() -> None:
     assert [cell.labels for cell in grid.top(2)] == [("0", "9 ' John'"), ("1", "9 ' John'")]
     assert str(grid.top(1)[0]) == "-3 (-75%) 0 9 ' John'"
     assert grid.labels == (("0", "1"), (" John", " John"))
+
+
+def test_zero_is_never_negative() -> None:
+    assert str(RankedCell(-0.0, -0.001, ("0",))) == "+0 (+0%) 0"
