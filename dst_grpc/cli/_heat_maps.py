@@ -51,10 +51,10 @@ def sites_of(text: str) -> tuple[AttributedNode, ...]:
     """The nodes that `--sites` names.
 
     Raises:
-        InvalidRequest: If there is no such node; the nearest are named.
+        InvalidRequest: If there is no such node; the nearest are named, else all.
     """
     names = filter(None, (one.strip() for one in text.split(",")))
-    return tuple(SITES.get(name) or member(AttributedNode, name, "--sites") for name in names)
+    return tuple(member(AttributedNode, name, "--sites", SITES) for name in names)
 
 
 def heat_tables(heat: Heat, paper: Paper) -> Iterator[RenderableType]:

@@ -15,7 +15,7 @@ from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.requests import DerivedScalarSpec, DeriveRequest, Prompt, SourceRun
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.trace import TraceConfig
-from dst_grpc.errors import InvalidRequest, Violations, first_of
+from dst_grpc.errors import InvalidRequest, Violations
 
 PromptLike: TypeAlias = str | Iterable[SupportsIndex] | Prompt
 """A text, token ids, or a Prompt."""
@@ -111,22 +111,28 @@ def make_request(
     )
 
 
-def member(enum: type[E], name: E | str, field: str) -> E:
-    """The member of *enum* that is called *name*, in either case.
+def member(enum: type[E], name: E | str, field: str, short: Mapping[str, E] | None = None) -> E:
+    """The member of *enum* that is called *name*, in either case; or has it as its *short* name.
 
     Raises:
         TypeError: If *name* is no text.
-        InvalidRequest: If there is none; the nearest are named.
+        InvalidRequest: If there is none; the nearest are named, else all, or what lists them.
     """
     if not isinstance(name, str):
         raise TypeError(f"{field} must be a text or a member of {enum.__name__}, not {name!r}")
+    if short and name.lower() in short:
+        return short[name.lower()]
     try:
         return enum(name.lower())
     except ValueError:
-        known = [m.value for m in enum]
-        nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-        hint = f"the nearest are {', '.join(nearest)}" if nearest else f"known are {first_of(known)}"
-        raise InvalidRequest.of(field, f"there is no {name!r}; {hint}") from None
+        known = [*(short or ()), *(m.value for m in enum)]
+        nearest = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+        hints = [f"the nearest are {', '.join(nearest)}"] if nearest else []
+        if enum is DerivedScalarType:
+            hints.append(f"`dst-grpc types` lists all {len(known)}")
+        elif not nearest:
+            hints.append(f"known are {', '.join(known)}")
+        raise InvalidRequest.of(field, "; ".join([f"there is no {name!r}", *hints])) from None
 
 
 def names_of(names: str | Iterable[str], field: str = "autoencoders") -> tuple[str, ...]:

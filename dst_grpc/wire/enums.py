@@ -15,7 +15,7 @@ from dst_grpc.wire.messages import ENUMS
 
 E = TypeVar("E", bound=Enum)
 
-_MAX_NAMES_SHOWN = 13
+_MAX_NAMES_SHOWN = 16
 _UNSPECIFIED = "UNSPECIFIED"
 _RENAMED: dict[type[Enum], str] = {Reason: "ErrorReason"}
 """The only enum whose name on the wire is not the domain's."""

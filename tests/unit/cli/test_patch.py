@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dst_grpc.cli._heat_maps import MAX_ROWS
+from dst_grpc.cli._heat_maps import MAX_ROWS, SITES
 from dst_grpc.cli._patch import heat_maps
 from dst_grpc.cli._pictures import Paper
 from dst_grpc.client import (
@@ -77,8 +77,12 @@ def test_programs_get_numbers_with_named_axes(run: Run) -> None:
 def test_unknown_sites_are_refused_with_the_nearest(run: Run) -> None:
     result = run(*ASKED, "--sites", "resid,hed")
     assert result.exit_code != 0
-    assert "--sites" in result.output
-    assert "head" in result.output
+    assert "--sites: there is no 'hed'; the nearest are head, heads" in result.output
+
+
+def test_a_site_that_is_like_none_is_told_all(run: Run) -> None:
+    said = " ".join(run(*ASKED, "--sites", "nope").stderr.split())
+    assert f"--sites: there is no 'nope'; known are {', '.join([*SITES, *AttributedNode])}" in said
 
 
 @pytest.mark.parametrize(("name", "single"), [("neuron", "mlp.post_act@"), ("latent", "_autoencoder_latent@")])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dst_grpc.client import (
+    ActivationLocationType,
     DerivedScalarSpec,
     DerivedScalarType,
     DstConfig,
@@ -15,6 +16,7 @@ from dst_grpc.client import (
     TensorElementType,
     TensorEncoding,
     make_request,
+    scale,
 )
 from dst_grpc.errors import InvalidRequest
 
@@ -67,6 +69,17 @@ def test_every_unknown_type_is_reported_with_the_nearest() -> None:
     assert [v.field for v in raised.value.violations] == ["derived_scalars[0].dst", "derived_scalars[2].dst"]
     assert "logits" in raised.value.violations[0].description
     assert "mlp_post_act" in raised.value.violations[1].description
+
+
+def test_a_name_that_is_like_none_is_told_all_or_what_lists_them() -> None:
+    with pytest.raises(InvalidRequest, match=f"there is no 'nope'; known are {', '.join(LossFnName)}$"):
+        make_request("a", (), target="b", loss="nope")
+    with pytest.raises(InvalidRequest, match=f"there is no 'nope'; known are {', '.join(ActivationLocationType)}$"):
+        scale("nope", 2.0)
+    with pytest.raises(
+        InvalidRequest, match=f"there is no 'nope'; `dst-grpc types` lists all {len(DerivedScalarType)}$"
+    ):
+        make_request("a", "nope")
 
 
 def test_prompts_may_be_texts_ids_or_prompts() -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -29,14 +30,15 @@ from dst_grpc._gen.dst.v1 import (
 from dst_grpc._gen.dst.v1.resolution_pb2 import ResolveRequest as ResolveRequestMessage
 from dst_grpc._gen.dst.v1.resolution_pb2 import ResolveStreamRequest as ResolveStreamRequestMessage
 from dst_grpc.domain.architecture import Architecture, UnsupportedType
-from dst_grpc.domain.components import PassType
+from dst_grpc.domain.attribute import AttributedNode
+from dst_grpc.domain.components import Dimension, PassType
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
 from dst_grpc.domain.explain import ExplainRequest, ExplainRun, NodeAblation, TopKGroup, TopKRequest
 from dst_grpc.domain.explanations import NodeTable, RunsTrailer, ScalarSum, ScoredTokens
 from dst_grpc.domain.graph import GraphRequest, GraphTarget
 from dst_grpc.domain.graph_answers import GraphHeader, GraphNodeScores
 from dst_grpc.domain.graph_edges import GraphEdges
-from dst_grpc.domain.graph_node_table import GraphNodeTable
+from dst_grpc.domain.graph_node_table import GraphNodeKind, GraphNodeTable
 from dst_grpc.domain.graph_probes import GraphIntervention, ProbeGraphRequest
 from dst_grpc.domain.graph_queries import QueryGraphRequest
 from dst_grpc.domain.indices import ActivationIndex, DerivedScalarIndex, NodeIndex
@@ -268,6 +270,13 @@ def test_a_prompt_has_exactly_one_form() -> None:
 def test_a_required_enum_names_its_choices() -> None:
     found = violations(NodeIndex, index_pb2.NodeIndex())
     assert found["node_type"].startswith("is required: one of NODE_TYPE_ATTENTION_HEAD, NODE_TYPE_QK_CHANNEL, ")
+
+
+@pytest.mark.parametrize("members", [AttributedNode, Dimension, GraphNodeKind])
+def test_a_required_enum_names_all_of_a_few_choices(members: type[Enum]) -> None:
+    choices = enum_codec(members).choices
+    assert choices.count(", ") == len(members) - 1
+    assert "in all" not in choices
 
 
 def test_a_required_enum_with_many_members_does_not_print_them_all() -> None:
