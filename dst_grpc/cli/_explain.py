@@ -27,6 +27,7 @@ from dst_grpc.cli._nodes import read_head
 from dst_grpc.cli._page import page
 from dst_grpc.cli._parse import parse_path, parse_scale, parse_what_to_ablate
 from dst_grpc.cli._pictures import Paper, pictures
+from dst_grpc.cli._progress import progress_bar
 from dst_grpc.cli._token_names import with_token_names
 from dst_grpc.client import (
     DEFAULT_TARGET,
@@ -180,11 +181,13 @@ def explain(
                 frame = part_to_wire(ExplainFrame, part)
                 typer.echo(MessageToJson(frame, indent=None, ensure_ascii=False))
             return
-        explanation = client.explain_request(request, timeout=timeout)
-        if html is not None:
-            heads = heads_of(request, explanation)[:MAX_PAGE_HEADS]
-            heads *= len(explanation.runs[0].header.token_ids) <= MAX_PAGE_TOKENS
-        seen = attention_of(client, request, explanation, heads, timeout=timeout)
+        with progress_bar() as bar:
+            bar.add_task("explaining", total=None)  # an answer does not tell how much of it is done
+            explanation = client.explain_request(request, timeout=timeout)
+            if html is not None:
+                heads = heads_of(request, explanation)[:MAX_PAGE_HEADS]
+                heads *= len(explanation.runs[0].header.token_ids) <= MAX_PAGE_TOKENS
+            seen = attention_of(client, request, explanation, heads, timeout=timeout)
     explanation = with_token_names(explanation)
     if html is not None:
         write_text(html, page(request, explanation, seen), "--html")

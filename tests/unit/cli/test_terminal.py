@@ -60,6 +60,12 @@ def test_progress_says_what_it_counts(service: FakeService, arguments: tuple[str
     assert "bytes" not in seen
 
 
+def test_what_tells_no_progress_is_said_to_be_worked_on(service: FakeService) -> None:
+    seen, code = on_a_terminal(service, "explain", "When Mary", "--target", " x")
+    assert code == 0, seen
+    assert seen.index("explaining") < seen.rindex("\x1b[2K") < seen.index("To explain")
+
+
 def words_of(seen: str) -> str:
     """The text of what is seen, without control sequences and bars, one space between words."""
     return " ".join(re.sub(r"\x1b\[[\d;?]*[a-zA-Z]|[━╸╺]", " ", seen).split())
