@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dst_grpc.domain.components import InferenceEngineType, NodeType, PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.handles import ContextRef, is_device
-from dst_grpc.domain.indices import MAX_INDEX, ActivationIndex, NodeIndex
+from dst_grpc.domain.indices import ActivationIndex, NodeIndex, check_number
 from dst_grpc.domain.scalar_types import DerivedScalarType
 from dst_grpc.domain.texts import check_text
 from dst_grpc.domain.trace import TraceConfig
@@ -38,11 +38,7 @@ class AutoencoderConfig:
         if len(set(layers)) < len(layers):
             problems.add(field, "names a layer twice")
         for i, (layer, path) in enumerate(self.autoencoder_path_by_layer_index):
-            problems.check(
-                layer is None or 0 <= layer <= MAX_INDEX,
-                f"{field}[{i}].layer_index",
-                f"must be between 0 and {MAX_INDEX}, not {layer}",
-            )
+            check_number(problems, f"{field}[{i}].layer_index", layer)
             problems.check(bool(path), f"{field}[{i}].path", "must not be empty")
             check_text(problems, f"{field}[{i}].path", path)
         problems.raise_if_any()
@@ -89,11 +85,7 @@ class DstConfig:
         problems = Violations()
         self._check_contexts(problems)
         for i, layer in enumerate(self.layer_indices or ()):
-            problems.check(
-                0 <= layer <= MAX_INDEX,
-                f"layer_indices.layer_indices[{i}]",
-                f"must be between 0 and {MAX_INDEX}, not {layer}",
-            )
+            check_number(problems, f"layer_indices.layer_indices[{i}]", layer)
         if self.layer_indices and len(set(self.layer_indices)) < len(self.layer_indices):
             problems.add("layer_indices", "names a layer twice")
         self._check_attention_write(problems)

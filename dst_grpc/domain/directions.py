@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dst_grpc.domain.handles import ContextRef
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_number
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import InvalidRequest, Violations
@@ -29,7 +29,7 @@ class UnembeddingRow:
         if (self.token is None) == (self.token_id is None):
             problems.add("", "give exactly one of token and token_id")
         check_text(problems, "token", self.token or "")
-        _check_index(problems, "token_id", self.token_id)
+        check_number(problems, "token_id", self.token_id)
         problems.raise_if_any()
 
 
@@ -121,11 +121,6 @@ def _check_latent(row: EncoderRow | DecoderRow) -> None:
         ContextRef.parse(row.autoencoder)
     except InvalidRequest as error:
         problems.extend(error, "autoencoder")
-    _check_index(problems, "latent", row.latent)
-    _check_index(problems, "layer_index", row.layer_index)
+    check_number(problems, "latent", row.latent)
+    check_number(problems, "layer_index", row.layer_index)
     problems.raise_if_any()
-
-
-def _check_index(problems: Violations, path: str, index: int | None) -> None:
-    within = index is None or 0 <= index <= MAX_INDEX
-    problems.check(within, path, f"must be between 0 and {MAX_INDEX}, not {index}")

@@ -20,7 +20,7 @@ from dst_grpc.domain.entries import entries_are_nodes
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.explanations import ExplainPart
 from dst_grpc.domain.groups import DEFAULT_GROUPS, RESIDUAL_GROUPS
-from dst_grpc.domain.indices import MAX_INDEX, AttnSubNodeIndex, NodeIndex
+from dst_grpc.domain.indices import AttnSubNodeIndex, NodeIndex, check_number
 from dst_grpc.domain.interventions import MAX_FLOAT32, AblationSpec, Intervention
 from dst_grpc.domain.nodes import NODES
 from dst_grpc.domain.origins import LossFnConfig
@@ -94,7 +94,7 @@ class TopKGroup:
                     f"{json_name(dst)} and {json_name(other)} both have nodes of {facts.node_type}: one per group",
                 )
             taken.setdefault(facts.node_type, dst)
-        _check_count(problems, "k", self.k)
+        check_number(problems, "k", self.k, least=1)
         problems.raise_if_any()
 
 
@@ -134,7 +134,7 @@ class TopKRequest:
             )
         problems.check(bool(self.groups), "groups", "must hold at least one group")
         _check_groups(problems, self.groups)
-        _check_count(problems, "k", self.k)
+        check_number(problems, "k", self.k, least=1)
         if self.token_index is not None:
             limit = 2**31 - 1
             within = -limit <= self.token_index <= limit
@@ -258,7 +258,7 @@ class ExplainRequest:
         check_id(problems, "request_id", self.request_id)
         _check_run_count(problems, len(self.runs))
         _check_groups(problems, self.groups)
-        _check_count(problems, "k", self.k)
+        check_number(problems, "k", self.k, least=1)
         _check_count(problems, "scored_token_count", self.scored_token_count, MAX_SCORED_TOKENS)
         _check_count(problems, "token_pair_count", self.token_pair_count, MAX_TOKEN_PAIRS)
         _check_count(problems, "top_logit_count", self.top_logit_count, MAX_TOP_LOGITS)
@@ -323,5 +323,5 @@ def _check_groups(problems: Violations, groups: tuple[TopKGroup, ...]) -> None:
         seen.add(group.group_id)
 
 
-def _check_count(problems: Violations, field: str, count: int | None, limit: int = MAX_INDEX) -> None:
+def _check_count(problems: Violations, field: str, count: int | None, limit: int) -> None:
     problems.check(count is None or 0 < count <= limit, field, f"must be between 1 and {limit}, not {count}")

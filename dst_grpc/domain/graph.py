@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from dst_grpc.domain.handles import ContextRef
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_number
 from dst_grpc.domain.request_tensors import RequestTensor
 from dst_grpc.domain.requests import Prompt, check_id, check_names
 from dst_grpc.domain.texts import check_text
@@ -88,9 +88,7 @@ class GraphTarget:
         problems.check(len(given) == 1, "", "give exactly one of token, token_id and direction")
         problems.check(self.token != "", "token", "must not be empty")
         check_text(problems, "token", self.token or "")
-        if self.token_id is not None:
-            is_id = 0 <= self.token_id <= MAX_INDEX
-            problems.check(is_id, "token_id", f"must be between 0 and {MAX_INDEX}, not {self.token_id}")
+        check_number(problems, "token_id", self.token_id)
         check_text(problems, "name", self.name)
         if self.direction is None:
             problems.check(not self.name, "name", "must be absent for a token")
@@ -191,11 +189,8 @@ class GraphRequest:
         probability = self.desired_logit_prob
         is_share = 0 < probability <= 1
         problems.check(is_share, "desired_logit_prob", f"must be above 0 and at most 1, not {probability}")
-        count = self.max_feature_nodes
-        is_count = count is None or 1 <= count < 2**32
-        problems.check(is_count, "max_feature_nodes", f"must be between 1 and {2**32 - 1}, not {count}")
-        is_size = self.max_bytes is None or 0 <= self.max_bytes < 2**64
-        problems.check(is_size, "max_bytes", f"must be between 0 and {2**64 - 1}, not {self.max_bytes}")
+        check_number(problems, "max_feature_nodes", self.max_feature_nodes, least=1)
+        check_number(problems, "max_bytes", self.max_bytes, most=2**64 - 1)
         check_thresholds(problems, self.node_threshold, self.edge_threshold)
         problems.raise_if_any()
 

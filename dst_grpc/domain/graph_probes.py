@@ -11,7 +11,7 @@ from typing import Final
 
 from dst_grpc.domain.graph_node_table import ERROR_KINDS, UNIT_KINDS, GraphNodeKind
 from dst_grpc.domain.graph_queries import check_asked, check_count, check_node
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_number
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
 
@@ -70,9 +70,7 @@ class GraphIntervention:
         short = len(self.name) <= MAX_NAME_CHARACTERS
         problems.check(short, "name", f"must have at most {MAX_NAME_CHARACTERS} characters")
         problems.check(bool(self.settings), "settings", "is required: at least one")
-        first_free = self.first_free_layer
-        is_layer = first_free is None or 0 <= first_free <= MAX_INDEX
-        problems.check(is_layer, "first_free_layer", f"must be between 0 and {MAX_INDEX}, not {first_free}")
+        check_number(problems, "first_free_layer", self.first_free_layer)
         seen: dict[str, str] = {}
         for i, setting in enumerate(self.settings):
             for j, node in enumerate(setting.nodes):
@@ -109,7 +107,7 @@ class GraphVerification:
         """Check the count; raises InvalidRequest."""
         problems = Violations()
         check_count(problems, self.count, MAX_VERIFIED, "count")
-        problems.check(0 <= self.seed < 2**64, "seed", f"must be between 0 and {2**64 - 1}, not {self.seed}")
+        check_number(problems, "seed", self.seed, most=2**64 - 1)
         problems.raise_if_any()
 
 
@@ -149,8 +147,7 @@ class GraphAttention:
         """Check what needs no graph; raises InvalidRequest with all that is wrong."""
         problems = Violations()
         for field in ("layer", "head", "query", "key"):
-            value = getattr(self, field)
-            problems.check(0 <= value <= MAX_INDEX, field, f"must be between 0 and {MAX_INDEX}, not {value}")
+            check_number(problems, field, getattr(self, field))
         problems.check(self.key <= self.query, "key", "must be at most the query: no token attends to a later one")
         check_count(problems, self.top_k, MAX_PAIRS)
         problems.raise_if_any()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from dst_grpc.domain.graph import DEFAULT_EDGE_THRESHOLD, DEFAULT_NODE_THRESHOLD, check_thresholds
 from dst_grpc.domain.graph_node_table import GraphNode, GraphNodeKind
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_number
 from dst_grpc.domain.requests import check_id
 from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
@@ -122,8 +122,7 @@ class GraphNodeFilter:
         problems = Violations()
         for name in ("layers", "tokens"):
             for i, value in enumerate(getattr(self, name)):
-                is_index = 0 <= value <= MAX_INDEX
-                problems.check(is_index, f"{name}[{i}]", f"must be between 0 and {MAX_INDEX}, not {value}")
+                check_number(problems, f"{name}[{i}]", value)
         problems.raise_if_any()
 
 

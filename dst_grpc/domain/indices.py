@@ -25,21 +25,31 @@ MAX_INDEX = 2**32 - 1
 """Largest index that a message can carry (uint32)."""
 
 
+def check_number(
+    problems: Violations, field: str, number: int | None, *, least: int = 0, most: int = MAX_INDEX
+) -> None:
+    """Note a *number* below *least*, or above the *most* that its message can carry; None is none.
+
+    The other bound is not told: that of a message is none that anybody expects of layers or tokens.
+    """
+    if number is not None and not least <= number <= most:
+        bound = f"at most {most}" if number > most else f"{least} or more"
+        problems.add(field, f"must be {bound}, not {number}")
+
+
 def check_token_ids(problems: Violations, field: str, ids: Sequence[int]) -> None:
     """Note the *ids* that no vocabulary has. A prompt may have a million."""
     if not ids or 0 <= min(ids) <= max(ids) <= MAX_INDEX:
         return
     for i, token in enumerate(ids):
-        problems.check(0 <= token <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}")
+        check_number(problems, f"{field}[{i}]", token)
 
 
 def check_indices(problems: Violations, indices: TensorIndices, layer_index: int | None, rank: int | None) -> None:
     """Note what is wrong with an index's numbers; *rank* None means that the rank is not known."""
     for i, index in enumerate(indices):
-        if index is not None and not 0 <= index <= MAX_INDEX:
-            problems.add(f"tensor_indices[{i}]", f"must be between 0 and {MAX_INDEX}, not {index}")
-    if layer_index is not None and not 0 <= layer_index <= MAX_INDEX:
-        problems.add("layer_index", f"must be between 0 and {MAX_INDEX}, not {layer_index}")
+        check_number(problems, f"tensor_indices[{i}]", index)
+    check_number(problems, "layer_index", layer_index)
     if rank is not None and len(indices) > rank:
         problems.add("tensor_indices", f"has {len(indices)} entries, but the tensor has only {rank} axes")
 

@@ -9,7 +9,7 @@ from dst_grpc.domain.attribute import AttributedNode
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.graph_nodes import Edge, Reader, Source, check_named
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import check_number
 from dst_grpc.domain.interventions import UNCHANGED, Intervention
 from dst_grpc.domain.origins import LossFnConfig
 from dst_grpc.domain.pairs import SOURCE, Alternative, Orientation, PromptPair, check_pairs, check_reference
@@ -52,9 +52,7 @@ class PatchGrid:
         for field in ("layers", "positions", "entries"):
             numbers: tuple[int, ...] = getattr(self, field)
             for i, number in enumerate(numbers):
-                problems.check(
-                    0 <= number <= MAX_INDEX, f"{field}[{i}]", f"must be between 0 and {MAX_INDEX}, not {number}"
-                )
+                check_number(problems, f"{field}[{i}]", number)
             for number, count in Counter(numbers).items():
                 problems.check(count == 1, field, f"names {number} more than once")
         problems.check(not self.by_group or self.node in HEAD_INPUTS, "by_group", f"must be false for {name}")

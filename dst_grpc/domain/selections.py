@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
 from dst_grpc.domain.enum_names import json_name
-from dst_grpc.domain.indices import MAX_INDEX
+from dst_grpc.domain.indices import MAX_INDEX, check_number
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import Violations
 
@@ -29,7 +29,7 @@ class PositionList:
         problems.check(len(set(self.positions)) == len(self.positions), "positions", "names a position twice")
         if self.positions and not 0 <= min(self.positions) <= max(self.positions) <= MAX_INDEX:
             for i, position in enumerate(self.positions):
-                _check_index(problems, f"positions[{i}]", position)
+                check_number(problems, f"positions[{i}]", position)
         problems.raise_if_any()
 
 
@@ -45,8 +45,8 @@ class PositionRange:
     def __post_init__(self) -> None:
         """Check the numbers; raises InvalidRequest with all that is wrong."""
         problems = Violations()
-        _check_index(problems, "start", self.start)
-        _check_index(problems, "stop", self.stop)
+        check_number(problems, "start", self.start)
+        check_number(problems, "stop", self.stop)
         problems.check(self.start < self.stop, "stop", f"must be above start, {self.start}, not {self.stop}")
         problems.raise_if_any()
 
@@ -81,9 +81,9 @@ class TapSelection:
         )
         for i, axis in enumerate(self.axes):
             if isinstance(axis, int):
-                _check_index(problems, f"axes[{i}]", axis)
+                check_number(problems, f"axes[{i}]", axis)
         if self.layer_index is not None:
-            _check_index(problems, "layer_index", self.layer_index)
+            check_number(problems, "layer_index", self.layer_index)
             problems.check(
                 not location.has_no_layers,
                 "layer_index",
@@ -113,7 +113,3 @@ class TapSelection:
                 case PositionRange():
                     found.append(axis.stop - axis.start)
         return tuple(found)
-
-
-def _check_index(problems: Violations, path: str, index: int) -> None:
-    problems.check(0 <= index <= MAX_INDEX, path, f"must be between 0 and {MAX_INDEX}, not {index}")

@@ -16,6 +16,7 @@ from dst_grpc.domain.components import (
     PreOrPostAct,
 )
 from dst_grpc.domain.config import AutoencoderConfig, DstConfig
+from dst_grpc.domain.explain import TopKGroup
 from dst_grpc.domain.handles import ContextRef, is_device
 from dst_grpc.domain.indices import (
     ActivationIndex,
@@ -265,6 +266,18 @@ def test_numbers_of_indices_are_checked_one_by_one() -> None:
         "tensor_indices[1]",
         "layer_index",
     ]
+
+
+def test_of_a_number_that_cannot_be_only_the_bound_that_it_breaks_is_told() -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        NodeIndex(node_type=NodeType.MLP_NEURON, tensor_indices=(-1, 2**32), layer_index=-1)
+    assert [violation.description for violation in raised.value.violations] == [
+        "must be 0 or more, not -1",
+        "must be at most 4294967295, not 4294967296",
+        "must be 0 or more, not -1",
+    ]
+    with pytest.raises(InvalidRequest, match=r"^k: must be 1 or more, not 0$"):
+        TopKGroup(group_id="a", dsts=(T.MLP_WRITE_NORM,), k=0)
 
 
 def test_layers_of_a_config_are_distinct_and_travel() -> None:
