@@ -156,7 +156,9 @@ class RequestStream(Generic[M]):
             except (InvalidRequest, Unauthenticated, NotAllowed, Exhausted) as error:
                 if error.reason is Reason.MALFORMED_MESSAGE:
                     raise
-                received: Received[M] | Refused = Refused(data, error)
+                # Whoever tells the error clears the frames that it passed through, and Python 3.11 and 3.12 close a
+                # generator whose frame is cleared: this one is among them, and has messages to give yet.
+                received: Received[M] | Refused = Refused(data, error.with_traceback(None))
             else:
                 received = Received(message, len(data))
                 del message

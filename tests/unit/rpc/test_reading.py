@@ -14,8 +14,9 @@ from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc.domain.callers import Caller
 from dst_grpc.domain.requests import DeriveRequest
 from dst_grpc.errors import Exhausted, InvalidRequest
+from dst_grpc.failures import without_frames
 from dst_grpc.rpc import reading
-from dst_grpc.rpc.reading import Reading, Refused, RequestStream
+from dst_grpc.rpc.reading import Reading, Received, Refused, RequestStream
 
 FIRST, SECOND = Caller(name="first"), Caller(name="second")
 
@@ -124,6 +125,29 @@ async def test_what_may_not_wait_is_refused_or_on_a_stream_fails_alone() -> None
             await reads.request(DeriveRequest, LARGE.SerializeToString(), FIRST)
         items = [item async for item in RequestStream(messages(), parsed).items()]
     assert [isinstance(item, Refused) for item in items] == [True, False]
+
+
+async def test_a_stream_goes_on_once_the_error_of_a_refused_item_is_told() -> None:
+    """Telling it clears the frames that it passed through: if the stream's own were one of them, it would be closed."""
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield b"bad"
+        yield b"good"
+
+    async def parsed(data: bytes) -> bytes:
+        if data == b"bad":
+            raise InvalidRequest.of("", "is too large")
+        return data
+
+    each = RequestStream[Any](messages(), parsed).items()
+    refused = await anext(each)
+    assert isinstance(refused, Refused)
+    without_frames(refused.error)
+    for _ in range(5):  # steps of the event loop, in which it closes generators that are to be finalised
+        await asyncio.sleep(0)
+    received = await anext(each)
+    assert isinstance(received, Received)
+    assert received.message == b"good"
 
 
 class Noted:
