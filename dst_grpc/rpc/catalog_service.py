@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from dst_grpc._gen.dst.v1 import catalog_service_pb2 as pb
@@ -76,38 +77,24 @@ class CatalogService:
         page, token = page_of(list(FACTS), request, key=_number, to_wire=_type_info, scope="types")
         return pb.ListDerivedScalarTypesResponse(types=page, next_page_token=token)
 
-    async def Tokenize(
+    def Tokenize(
         self, request: pb.TokenizeRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.TokenizeResponse, None]:
         """Encode a text."""
-        registry = self._registry_about(request.model, context)
+        return self._each(partial(_tokenized, self._registry_about(request.model, context), request), context)
 
-        def tokenize() -> Iterator[pb.TokenizeResponse]:
-            tokenizer = registry.tokenizer(request.model)
-            token_ids = tokenizer.encode(request.text)
-            return _tokens(token_ids, tokenizer.token_strings(token_ids))
-
-        async for piece in self._each(tokenize, context):
-            yield piece
-
-    async def Detokenize(
+    def Detokenize(
         self, request: pb.DetokenizeRequest, context: ObservedContext
     ) -> AsyncGenerator[pb.DetokenizeResponse, None]:
         """Decode tokens."""
-        registry = self._registry_about(request.model, context)
-
-        def detokenize() -> Iterator[pb.DetokenizeResponse]:
-            tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
-            return _texts(tokenizer.decode(token_ids), tokenizer.token_strings(token_ids))
-
-        async for piece in self._each(detokenize, context):
-            yield piece
+        return self._each(partial(_detokenized, self._registry_about(request.model, context), request), context)
 
     async def _each(self, read: Callable[[], Iterator[T]], context: ObservedContext) -> AsyncGenerator[T, None]:
         """The items that *read* iterates over, each made off the event loop, a few at a time, in the caller's turn."""
         caller = context.caller
         with self._pipeline.waiting(caller, context.info.received_bytes):
             items = await self._threads.run(read, caller=caller.name)
+        del read  # with the request, which may be large: it is not kept for as long as the items are sent
         while (item := await self._threads.run(next, items, None, caller=caller.name)) is not None:
             yield item
 
@@ -138,6 +125,19 @@ def _number(dst: DerivedScalarType) -> str:
 
 def _type_info(dst: DerivedScalarType) -> Any:
     return to_wire(DerivedScalarTypeInfo.of(dst))
+
+
+def _tokenized(registry: RegistryPort, request: pb.TokenizeRequest) -> Iterator[pb.TokenizeResponse]:
+    """The answer to *request*; raises what the registry and the tokenizer do."""
+    tokenizer = registry.tokenizer(request.model)
+    token_ids = tokenizer.encode(request.text)
+    return _tokens(token_ids, tokenizer.token_strings(token_ids))
+
+
+def _detokenized(registry: RegistryPort, request: pb.DetokenizeRequest) -> Iterator[pb.DetokenizeResponse]:
+    """The answer to *request*; raises what the registry and the tokenizer do."""
+    tokenizer, token_ids = registry.tokenizer(request.model), list(request.token_ids)
+    return _texts(tokenizer.decode(token_ids), tokenizer.token_strings(token_ids))
 
 
 def _tokens(token_ids: Sequence[int], token_strings: Sequence[str]) -> Iterator[pb.TokenizeResponse]:

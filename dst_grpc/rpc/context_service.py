@@ -33,7 +33,9 @@ class ContextService:
     ) -> AsyncGenerator[pb.LoadContextResponse, None]:
         """Load a context and report its progress."""
         started, state = time.monotonic(), ContextState.AVAILABLE
-        async with aclosing(self._cache.load(request.context, pin=request.pin)) as statuses:
+        loading = self._cache.load(request.context, pin=request.pin)
+        del request  # which may be large, as that of a watch
+        async with aclosing(loading) as statuses:
             async for status in statuses:
                 if status.state is ContextState.AVAILABLE is not state:
                     context.info.timeline.note(Stage.LOAD, started, time.monotonic())
@@ -68,9 +70,10 @@ class ContextService:
                 yield pb.WatchContextsResponse(status=to_wire(status))
 
     async def ReloadRegistry(
-        self, _request: pb.ReloadRegistryRequest, _context: object
+        self, request: pb.ReloadRegistryRequest, _context: object
     ) -> AsyncGenerator[pb.ReloadRegistryResponse, None]:
         """Read the registry again, and replace the old one."""
+        del request  # likewise
         for piece in split(to_wire(await self._reload()), MESSAGE_BYTES):
             yield piece
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -207,6 +208,36 @@ async def test_a_context_is_loaded_listed_and_unloaded(cache: FakeCache) -> None
     assert not unpinned.status.pinned
     gone = await service.UnloadContext(context_pb.UnloadContextRequest(context="tiny"), CALL)
     assert gone.status.state == CONTEXT_STATE_NOT_LOADED
+
+
+class Asked(SimpleNamespace):
+    """A request, of which those of protobuf have no weak references to tell whether it is still there."""
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("Tokenize", {"model": "tiny", "text": "ab"}),
+        ("Detokenize", {"model": "tiny", "token_ids": [97]}),
+        ("LoadContext", {"context": "tiny", "pin": False}),
+        ("WatchContexts", {}),
+        ("ReloadRegistry", {}),
+    ],
+)
+async def test_a_request_is_let_go_while_its_answer_is_sent(
+    catalog: CatalogService, cache: FakeCache, method: str, fields: dict[str, object]
+) -> None:
+    """A request may be large, and who asks may take the answer slowly."""
+    contexts = ContextService(cache, DrainSignal(), no_reload)
+    cache.tell(context_status())
+    request: Any = Asked(**fields)
+    kept = weakref.ref(request)
+    answer = getattr(contexts, method, None) or getattr(catalog, method)
+    messages = answer(request, CALL)
+    del request
+    await anext(messages)
+    assert kept() is None
+    await messages.aclose()
 
 
 async def test_of_kept_graphs_those_of_the_page_are_described() -> None:
