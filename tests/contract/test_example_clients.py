@@ -9,7 +9,14 @@ import subprocess
 
 import pytest
 
-from dst_grpc._gen.dst.v1 import catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2
+from dst_grpc._gen.dst.v1 import (
+    catalog_service_pb2,
+    causal_service_pb2,
+    context_service_pb2,
+    derived_scalar_service_pb2,
+    graph_service_pb2,
+    tensor_service_pb2,
+)
 from dst_grpc.client._channel import SERVICE_CONFIG
 from tests.polyglot.toolchains import CLIENTS, NEEDS
 from tests.processes import group
@@ -17,7 +24,14 @@ from tests.processes import group
 ROOT = CLIENTS.parents[1]
 SERVICES = [
     service.full_name
-    for module in (catalog_service_pb2, context_service_pb2, derived_scalar_service_pb2)
+    for module in (
+        catalog_service_pb2,
+        causal_service_pb2,
+        context_service_pb2,
+        derived_scalar_service_pb2,
+        graph_service_pb2,
+        tensor_service_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 
@@ -58,6 +72,7 @@ def test_the_service_config_retries_every_service() -> None:
     (method_config,) = json.loads(SERVICE_CONFIG)["methodConfig"]
     assert {name["service"] for name in method_config["name"]} == {*SERVICES, "grpc.health.v1.Health"}
     assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert "maxRequestMessageBytes" not in method_config  # that is for the server to say
 
 
 def test_the_examples_and_the_python_client_share_a_service_config() -> None:
