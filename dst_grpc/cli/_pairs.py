@@ -73,8 +73,9 @@ def read_pairs(path: Path) -> list[dict[str, str | None]]:
     except csv.Error as error:
         raise InvalidRequest.of("--pairs", f"{path} is no CSV after {human_count(len(rows), 'row')}: {error}") from None
     if "clean" not in columns or len({*columns}) < len(columns) or not {*columns} <= {*COLUMNS}:
-        has = f"has the columns {', '.join(columns)}" if columns else "has no columns"
-        wanted = f"it must have clean, and may have {', '.join(COLUMNS[1:])}, each once"
+        names = ", ".join(name if name.isprintable() else repr(name) for name in columns)
+        has = f"has the columns {names}" if columns else "has no columns"
+        wanted = f"it must have clean, and may have {', '.join(COLUMNS[1:])}, each once, with commas between them"
         raise InvalidRequest.of("--pairs", f"{path} {has}; {wanted}")
     problems = Violations()
     for number, row in enumerate(rows, start=1):

@@ -16,11 +16,12 @@ import grpc.aio
 from dst_grpc import __version__
 from dst_grpc.client._forks import check_may_open, check_same_process, note_open
 from dst_grpc.client._routing import ROUTING_KEY, route_of
-from dst_grpc.client._unreachable import is_this_machine
+from dst_grpc.client._unreachable import host_and_port, is_this_machine
 from dst_grpc.errors import Violations
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 """Where `dst-grpc serve` listens unless told otherwise."""
+_MAX_PORT = 65535
 
 SERVICE_CONFIG = files("dst_grpc.client").joinpath("service_config.json").read_text(encoding="utf-8")
 """Retry policy, the same in any language. Every RPC is idempotent and the server sends no headers before it has
@@ -89,6 +90,10 @@ class Connection:
         problems.check(bool(self.target), "target", "must not be empty; give HOST:PORT")
         for scheme, besides in _SCHEMES.items():
             problems.check(not self.target.startswith(scheme), "target", f"give HOST:PORT without {scheme}{besides}")
+        # gRPC would take the port modulo 65536, and ask another server.
+        port = host_and_port(self.target)[1]
+        beyond = port.isdecimal() and int(port) > _MAX_PORT
+        problems.check(not beyond, "target", f"must have a port of at most {_MAX_PORT}, not {port}")
         # The value is a secret, so the message does not repeat it.
         problems.check(
             self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token),

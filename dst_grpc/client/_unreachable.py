@@ -48,7 +48,7 @@ def is_this_machine(target: str) -> bool:
     """Whether *target* is an address of this machine's own, which is behind no proxy."""
     for scheme in _SCHEMES:
         target = target.removeprefix(scheme)
-    host = _host_and_port(target)[0]
+    host = host_and_port(target)[0]
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -72,7 +72,7 @@ def _why_no_proxy(details: str, target: str) -> str:
         return ""
     name = f"the proxy {proxy[1]}, which {proxy[0]} names," if proxy else "a proxy"
     what = "cannot be reached" if code is None else f"refuses to connect to {target}, by {code[1]}"
-    host = _host_and_port(target)[0]
+    host = host_and_port(target)[0]
     return f"{name} {what}; with {host} in no_proxy, the server is connected to without it"
 
 
@@ -82,7 +82,7 @@ def _proxy_in(details: str) -> tuple[str, str] | None:
         value = os.environ.get(name)
         if not value:
             continue
-        host, port = _host_and_port(urlsplit(value if "://" in value else f"//{value}").netloc.rpartition("@")[2])
+        host, port = host_and_port(urlsplit(value if "://" in value else f"//{value}").netloc.rpartition("@")[2])
         address = f"{host}:{port}"
         if address in details or any(known in details for known in _resolved(host, port)):
             return name, address
@@ -105,7 +105,7 @@ def _with_port(target: str) -> str:
     return target if ":" in target.rpartition("]")[2] else f"{target}:443"
 
 
-def _host_and_port(text: str) -> tuple[str, str]:
+def host_and_port(text: str) -> tuple[str, str]:
     """The two parts of `HOST:PORT` or `[ADDRESS]:PORT`; no port if there is none."""
     if text.startswith("["):
         host, _, port = text[1:].partition("]")

@@ -30,8 +30,12 @@ def test_what_spreadsheets_write_is_read(written: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "has no columns; it must have clean, and may have corrupt, target, distractor, each once"),
+        (
+            "",
+            "has no columns; it must have clean, and may have corrupt, target, distractor, each once, with commas ",
+        ),
         ("clean,clean\na,b\n", "has the columns clean, clean; "),
+        ("clean\ttarget\na\tb\n", r"has the columns 'clean\\ttarget'; it must have clean, .* with commas between them"),
         ("clean\na\n\nb\nWhen John came, Mary gave\n", "row 3 of .* has 2 values for 1 column; .* in quotes"),
         ("clean,corrupt\na,b\nWhen John came, Mary gave,c\n", "row 2 of .* has 3 values for 2 columns"),
         ('clean,corrupt\na,b\n"a,b\n', "is no CSV after 1 row: unexpected end of data"),
