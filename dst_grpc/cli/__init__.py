@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 
 __all__ = ["main"]
@@ -18,10 +21,27 @@ def main() -> None:
         from dst_grpc.rpc.hangups import Hangups
 
         Hangups.installed()  # before anything slow: until then SIGHUP ends the process
+    _escape_what_is_not_in_the_encoding()
     try:
         from dst_grpc.cli._app import app
+    except KeyboardInterrupt:  # importing takes a second; later on, commands end with the same code
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:
             raise
         sys.exit(f"dst-grpc needs {error.name}; install the command line with: pip install 'dst-grpc[server]'")
-    app(prog_name="dst-grpc")
+    try:
+        app(prog_name="dst-grpc")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # Of what commands write, files tell it by themselves. The interpreter would try once more to write the rest.
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(f"error: the output cannot be written: {error.strerror}")
+
+
+def _escape_what_is_not_in_the_encoding() -> None:
+    """Have stdout escape characters that its encoding lacks, as stderr does, where that is not UTF."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")

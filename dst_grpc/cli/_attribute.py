@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -13,11 +14,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, needs_ascii
 from dst_grpc.cli._facts import decimals_for, number_text
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_asked, read_pairs
-from dst_grpc.cli._pictures import BAR, LABEL, Paper, coloured, plain_table, title, token_bars
+from dst_grpc.cli._pictures import BAR, LABEL, Paper, coloured, columns_of, plain_table, title, token_bars
 from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import human_count
 from dst_grpc.cli._token_names import token_names
@@ -148,7 +149,7 @@ def attribute(
     with asking(server, lambda _: work) as (client, show):
         answer = client.attribute_request(request, on_progress=show, timeout=timeout)
     if as_json:
-        typer.echo(json.dumps(_document(answer), ensure_ascii=False))
+        typer.echo(json.dumps(_document(answer), ensure_ascii=needs_ascii(sys.stdout)))
     else:
         out = console()
         for picture in score_pictures(request, answer, Paper.of(out), top=top):
@@ -270,12 +271,17 @@ def _largest(
     decimals = decimals_for([*values, *effects.values()])
     names = [_names(scores, place, tokens, paper) for place in places]
     has_effects = ["patched"] if effects else []
-    table = plain_table("score", *has_effects, "", *names[0], right=1 + len(has_effects))
-    for place, value, named in zip(places, values, names, strict=True):
-        effect = [number_text(effects[place], decimals) if place in effects else ""] if effects else []
-        number, bar = number_text(value, decimals), paper.bar(value, abs(values[0]), BAR)
-        table.add_row(coloured(number, value), *effect, coloured(bar, value), *map(Text, named.values()))
-    yield Padding(table, (0, 0, 0, 2), expand=False)
+
+    def drawn(columns: int) -> Padding:
+        """The table with bars of at most so many columns."""
+        table = plain_table("score", *has_effects, "", *names[0], right=1 + len(has_effects))
+        for place, value, named in zip(places, values, names, strict=True):
+            effect = [number_text(effects[place], decimals) if place in effects else ""] if effects else []
+            number, bar = number_text(value, decimals), paper.bar(value, abs(values[0]), columns) if columns else ""
+            table.add_row(coloured(number, value), *effect, coloured(bar, value), *map(Text, named.values()))
+        return Padding(table, (0, 0, 0, 2), expand=False)
+
+    yield drawn(max(0, min(BAR, paper.width - columns_of(drawn(0)))))
     if answer.verified is not None and effects:
         found = answer.verified.correlation
         said = "undefined" if found is None else f"{found:z.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, needs_ascii
 from dst_grpc.cli._files import check_page, read_json, write_text
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -24,6 +25,7 @@ from dst_grpc.cli._pairs import (
     read_lines,
     read_pairs,
 )
+from dst_grpc.cli._pictures import Paper
 from dst_grpc.cli._progress import Work, asking
 from dst_grpc.cli._tables import print_rows
 from dst_grpc.client import (
@@ -156,7 +158,7 @@ def circuit(
     with asking(server, lambda news: STAGES[news.stage]) as (client, show):
         answer = client.circuit_request(request, on_progress=show, timeout=timeout)
     if as_json:
-        typer.echo(json.dumps(mib_json(answer), ensure_ascii=False))
+        typer.echo(json.dumps(mib_json(answer), ensure_ascii=needs_ascii(sys.stdout)))
     elif html is not None:
         write_text(html, circuit_page(request, answer), "--html")
         typer.echo(f"{html} is written")
@@ -205,6 +207,7 @@ def _mib(path: Path, option: str) -> Any:
 
 def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     out = console()
+    paper = Paper.of(out)
     header = answer.header
     is_noising, of_nodes = header.orientation is Orientation.NOISING, bool(header.node_count)
     what = f"{header.node_count} nodes; cut nodes are" if of_nodes else f"{header.edge_count} edges; cut edges carry"
@@ -219,9 +222,9 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     if answer.of_kind(CircuitKind.WHOLE)[0].faithfulness is None:
         out.print("Both metrics are the same, so that faithfulness is undefined: do the prompts differ in the answer?")
     rows = [
-        *(_row(f"given {one.index + 1}", one) for one in answer.of_kind(CircuitKind.GIVEN)),
-        *(_row(f"{one.fraction:.2%}", one) for one in answer.of_kind(CircuitKind.CURVE)),
-        *(_row("ACDC", one) for one in answer.of_kind(CircuitKind.ACDC)),
+        *(_row(f"given {one.index + 1}", one, paper) for one in answer.of_kind(CircuitKind.GIVEN)),
+        *(_row(f"{one.fraction:.2%}", one, paper) for one in answer.of_kind(CircuitKind.CURVE)),
+        *(_row("ACDC", one, paper) for one in answer.of_kind(CircuitKind.ACDC)),
     ]
     columns = ["kept", "edges", "nodes", "metric", "faithfulness", ""]
     if of_nodes:  # none has edges
@@ -234,10 +237,10 @@ def _print(request: CircuitRequest, answer: CircuitAnswer, top: int) -> None:
     _print_items(request, answer, top)
 
 
-def _row(name: str, one: CircuitEvaluation) -> list[str]:
+def _row(name: str, one: CircuitEvaluation, paper: Paper) -> list[str]:
     if one.faithfulness is None:
         return [name, str(one.edge_count), str(one.node_count), f"{one.metric:z.4g}", "", ""]
-    bar = "█" * round(_BAR * min(max(one.faithfulness, 0.0), 1.0))
+    bar = paper.bar(min(max(one.faithfulness, 0.0), 1.0), 1.0, _BAR)
     return [name, str(one.edge_count), str(one.node_count), f"{one.metric:z.4g}", f"{one.faithfulness:z.3f}", bar]
 
 

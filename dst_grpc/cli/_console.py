@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -58,9 +58,14 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
+def needs_ascii(stream: TextIO) -> bool:
+    """Whether JSON that goes to *stream* must escape what is not ASCII: its encoding does not have every character."""
+    return not stream.encoding.lower().startswith("utf")
+
+
 def print_json(value: Any) -> None:
-    """Print *value* as JSON, indented, without escaping non-ASCII text; NaN and infinities as protobuf writes them."""
-    typer.echo(json.dumps(_json_value(value), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print *value* as JSON, indented; NaN and infinities as protobuf writes them."""
+    typer.echo(json.dumps(_json_value(value), indent=2, ensure_ascii=needs_ascii(sys.stdout), allow_nan=False))
 
 
 def _json_value(value: Any) -> Any:
@@ -110,7 +115,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except DstError as error:
             named = in_options(error, options_of(command, values))
             if values.get("as_json"):
-                typer.echo(json.dumps({"error": error_facts(named)}, ensure_ascii=False), err=True)
+                typer.echo(json.dumps({"error": error_facts(named)}, ensure_ascii=needs_ascii(sys.stderr)), err=True)
             else:
                 print_error(named)
             raise typer.Exit(1) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from dst_grpc.cli._console import (
     TimeoutOption,
     connect,
     console,
+    needs_ascii,
 )
 from dst_grpc.cli._facts import TITLES, groups_of, rows_of
 from dst_grpc.cli._files import check_page, write_text
@@ -179,7 +181,7 @@ def explain(
         if as_json:
             for part in client.explain_parts(request, timeout=timeout):
                 frame = part_to_wire(ExplainFrame, part)
-                typer.echo(MessageToJson(frame, indent=None, ensure_ascii=False))
+                typer.echo(MessageToJson(frame, indent=None, ensure_ascii=needs_ascii(sys.stdout)))
             return
         with progress_bar() as bar:
             bar.add_task("explaining", total=None)  # an answer does not tell how much of it is done

@@ -216,7 +216,7 @@ def rows_picture(rows: Sequence[NodeRow], tokens: Sequence[str], paper: Paper, *
     for count in (3, 2, 1):
         table = _wide(rows, numbers, tokens, paper, count)
         table.columns[0].header = "effect" if is_effect else "value"
-        if Console(width=10_000).measure(table).maximum <= paper.width:
+        if columns_of(table) <= paper.width:
             return table
     return _narrow(rows, numbers, tokens, paper)
 
@@ -257,6 +257,12 @@ def _narrow(rows: Sequence[NodeRow], numbers: Sequence[str], tokens: Sequence[st
         for fact in facts:
             grid.add_row(Padding(Text(fact, overflow="fold"), (0, 0, 0, indent)))
     return grid
+
+
+def columns_of(picture: RenderableType) -> int:
+    """Columns that a picture takes where nothing is cut."""
+    # With the height too: without one, a console on a dumb terminal has 80 columns whatever it is told.
+    return Console(width=10_000, height=1).measure(picture).maximum
 
 
 def plain_table(*names: str, right: int = 0) -> Table:

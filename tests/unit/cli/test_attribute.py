@@ -163,6 +163,7 @@ def drawn(
     service: FakeService,
     *scores: Scores,
     top: int = 9,
+    width: int = 100,
     pair: PairMetrics | None = None,
     verified: VerifiedEdges | None = None,
     **asked: Any,
@@ -172,9 +173,9 @@ def drawn(
     with Client(service.target) as client:
         answer = client.attribute_request(make_attribute_request("a", "b", target="c"))
     answer = replace(answer, scores=scores, pairs=answer.pairs if pair is None else (pair,), verified=verified)
-    out = Console(width=100, force_terminal=False)
+    out = Console(width=width, force_terminal=False)
     with out.capture() as captured:
-        for picture in score_pictures(request, answer, Paper(100, is_plain=True), top=top):
+        for picture in score_pictures(request, answer, Paper(width, is_plain=True), top=top):
             out.print(picture)
     return captured.get()
 
@@ -226,6 +227,14 @@ def test_edges_are_listed_beside_exact_effects_but_none_that_is_none(service: Fa
     assert "Patched, each alone: 1 edge; the correlation with scores is undefined." in text
     known = drawn(service, edges_of([[1, -3], [0, 0]]), verified=replace(verified, correlation=0.875))
     assert "with scores is 0.88." in known
+
+
+def test_on_a_narrow_terminal_bars_are_short_and_numbers_whole(service: FakeService) -> None:
+    verified = VerifiedEdges(sources=(0,), readers=(1,), scores=(-3.0,), effects=(-4.5,))
+    for width, bar in ((48, 12), (40, 7), (34, 1), (33, 0)):
+        text = drawn(service, edges_of([[1, -3], [0, 0]]), width=width, verified=verified)
+        (row,) = [line.split() for line in text.splitlines() if "input->logits" in line]
+        assert row == ["-3.00", "-4.50", *(["-" * bar] if bar else []), "input->logits"]
 
 
 def test_edges_by_position_name_it(service: FakeService) -> None:

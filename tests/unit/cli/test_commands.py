@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
+import sys
 
 import grpc
 import pytest
@@ -97,6 +99,16 @@ def test_json_is_json_whatever_numbers_it_holds(
 
     print_json(value)
     assert json.loads(capsys.readouterr().out, parse_constant=refuse) == json.loads(written)
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("utf-8", "é 山"), ("latin-1", "\\u00e9 \\u5c71")])
+def test_json_is_json_in_whatever_encoding_it_goes_out(
+    encoding: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    print_json("é 山")
+    assert out.buffer.getvalue().decode(encoding) == f'"{written}"\n'
 
 
 def test_derive_without_a_type_explains_the_target(run: Run) -> None:
@@ -323,6 +335,8 @@ def test_a_token_comes_from_the_environment(service: FakeService) -> None:
             "--server: give HOST:PORT without https://; Tls(root_certificates=...)",
         ),
         ({"DST_SERVER": "https://127.0.0.1:1"}, "the command trusts the authorities in DST_CLIENT_CA"),
+        ({"DST_SERVER": "127.0.0.1:65536"}, "--server: must have a port of at most 65535, not 65536"),
+        ({"DST_SERVER": "[::1]:99999"}, "--server: must have a port of at most 65535, not 99999"),
         ({"DST_CLIENT_TOKEN": "a b"}, "DST_CLIENT_TOKEN: must be printable ASCII without spaces"),
         ({"DST_CLIENT_CA": "absent.pem"}, "DST_CLIENT_CA: there is no file absent.pem"),
         ({"DST_CLIENT_CERT": "absent.pem"}, "DST_CLIENT_CERT: there is no file absent.pem"),

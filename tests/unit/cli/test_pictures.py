@@ -13,7 +13,7 @@ from rich.text import Text
 from dst_grpc.cli._explain import explain_request_of
 from dst_grpc.cli._facts import completeness_of, decimals_for, number_text, question_of
 from dst_grpc.cli._guesses import percent
-from dst_grpc.cli._pictures import Paper, attention_grid, pictures
+from dst_grpc.cli._pictures import Paper, attention_grid, columns_of, pictures, plain_table
 from dst_grpc.client import ExplainRequest
 from tests.explanations import ATTENTION, TOKENS, explanation_of
 
@@ -180,6 +180,16 @@ def test_every_line_fits(width: int, plain: bool) -> None:
     for tokens in (TOKENS, ("When", " Mary", " a" * 40, " 山田" * 20)):
         lines = drawn(ABLATED, width=width, plain=plain, tokens=tokens).splitlines()
         assert max(Text(line).cell_len for line in lines) <= width
+
+
+def test_a_terminal_without_control_changes_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a terminal has 80 columns to rich, whatever it is told: a table was then cut, as if it fitted."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("LINES", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = plain_table("node", "tokens")
+    table.add_row("n" * 60, "t" * 60)
+    assert columns_of(table) == 60 + 2 + 60
 
 
 def test_a_trace_is_said_from_the_output_back() -> None:
