@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.domain.scalars import FACTS
 from dst_grpc.errors import InvalidRequest, NotFound
 from dst_grpc.observability.calls import CallInfo
-from dst_grpc.rpc.catalog_service import CatalogService
+from dst_grpc.rpc.catalog_service import CatalogService, _tokenized
 from dst_grpc.rpc.context_service import ContextService
 from dst_grpc.rpc.derived_scalar_service import DerivedScalarService
 from dst_grpc.rpc.draining import DrainSignal
@@ -154,6 +155,28 @@ async def test_long_texts_and_many_tokens_come_in_pieces(catalog: CatalogService
     assert "".join(pieces) == text
     assert alone == token_strings
     assert len(pieces) <= 2 + 4 * 2 * len(text) // (MESSAGE_BYTES - 100)
+
+
+def test_tokens_that_wait_to_be_sent_take_little() -> None:
+    """A client that reads nothing has the server hold them: numbers of 4 bytes, and texts that the tokenizer has."""
+
+    class Tokenizer:
+        def encode(self, text: str) -> list[int]:
+            return [1000 + i for i, _ in enumerate(text)]
+
+        def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+            return ["a long text of a token"] * len(token_ids)
+
+    count = 200_000
+    registry: Any = SimpleNamespace(tokenizer=lambda _model: Tokenizer())
+    request = catalog_pb.TokenizeRequest(text="x" * count)
+    tracemalloc.start()
+    try:
+        pieces = _tokenized(registry, request)
+        assert next(pieces).token_ids[0] == 1000
+        assert tracemalloc.get_traced_memory()[0] <= (4 + 8) * count * 1.1
+    finally:
+        tracemalloc.stop()
 
 
 async def test_the_server_says_what_it_is() -> None:
