@@ -33,8 +33,8 @@ has expired or was revoked, the items of a stream that come after fail with
 UNAUTHENTICATED, each alone. The details of an error are in
 `grpc-status-details-bin`, as a google.rpc.Status.
 
-Planned services: a GraphService for Graph, a GenerationService for Generate,
-a LensService for Lens, a JobService for jobs over corpora.
+Planned services: a GenerationService for Generate, a LensService for Lens, a
+JobService for jobs over corpora.
 """
 
 from collections import abc as _abc
