@@ -10,7 +10,7 @@ from dst_grpc.domain.directions import DifferenceOfMeans, Direction, check_run_n
 from dst_grpc.domain.enum_names import json_name
 from dst_grpc.domain.indices import check_token_ids
 from dst_grpc.domain.selections import PositionRange, TapSelection
-from dst_grpc.domain.texts import check_text
+from dst_grpc.domain.texts import check_texts
 from dst_grpc.errors import Violations
 
 _MAX_INT32 = 2**31 - 1
@@ -80,7 +80,8 @@ class LossFnConfig:
     """For tap: which entries."""
 
     def __post_init__(self) -> None:
-        """Check rule 32 as far as no tokenizer is needed; raises InvalidRequest with all that is wrong."""
+        """Check rule 32 as far as no tokenizer is needed; raises InvalidRequest with all that is wrong, and TypeError
+        for tokens that are not several texts."""
         problems = Violations()
         name = self.name
         if name.needs_targets:
@@ -99,8 +100,7 @@ class LossFnConfig:
                 f"must be absent for {name}",
             )
         for field in ("target_tokens", "distractor_tokens"):
-            for i, text in enumerate(getattr(self, field)):
-                check_text(problems, f"{field}[{i}]", text)
+            check_texts(problems, field, getattr(self, field))
         for field in ("target_token_ids", "distractor_token_ids"):
             check_token_ids(problems, field, getattr(self, field))
         self._check_places(problems)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,14 @@ def test_a_whole_loss_excludes_a_target() -> None:
     assert make_request("a", (), loss=loss).loss_fn_config is loss
     with pytest.raises(InvalidRequest, match="loss_fn_config"):
         make_request("a", (), loss=loss, target=" x")
+
+
+@pytest.mark.parametrize("tokens", [" Mary", (3111,)])
+@pytest.mark.parametrize("field", ["target_tokens", "distractor_tokens"])
+def test_tokens_of_a_whole_loss_are_several_texts(field: str, tokens: Any) -> None:
+    """The characters of one text are most often tokens too, so that it would be the loss of these."""
+    with pytest.raises(TypeError, match=rf"{field} must be a tuple of texts, as \(' Mary',\), not "):
+        LossFnConfig(name=LossFnName.LOGIT_DIFF, **{"target_token_ids": (1,), field: tokens})
 
 
 def test_a_loss_without_targets_names_the_field() -> None:
