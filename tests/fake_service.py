@@ -115,6 +115,11 @@ class FakeService(
         """What Derive was asked last."""
         self.tensors: dict[str, np.ndarray[Any, Any]] = {}
         """What was put, by handle."""
+        self.reloaded = [
+            RegistryChange(added=("new",), removed=("old",)),
+            RegistryChange(removed=("old/mlp",), changed=("tiny",)),
+        ]
+        """What a reload changes, by message."""
         self.autoencoders = [AUTOENCODER]
         """The autoencoder sets."""
         self.explained: ExplainRequest | None = None
@@ -415,8 +420,8 @@ class FakeService(
 
     async def ReloadRegistry(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)
-        yield to_wire(RegistryChange(added=("new",), removed=("old",)))
-        yield to_wire(RegistryChange(removed=("old/mlp",), changed=("tiny",)))
+        for change in self.reloaded:
+            yield to_wire(change)
 
     async def WatchContexts(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._enter(context)

@@ -92,7 +92,8 @@ def reload(server: ServerOption = DEFAULT_TARGET, timeout: TimeoutOption = None,
     if told:
         print_rows(console(), ("context", "is"), sorted(told))
     else:
-        console().print("nothing changed")
+        # The answer does not say whether tokens, callers or certificates changed: the server's log does.
+        console().print("reloaded; the registry offers what it did")
 
 
 def show_registry(registry: Path, hub_cache: Path | None, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dst_grpc.cli._app import app
+from dst_grpc.domain.resolution import RegistryChange
 from dst_grpc.errors import InvalidRequest
 from dst_grpc.rpc.registering import build_registry
 from dst_grpc.rpc.settings import Settings
@@ -197,6 +198,8 @@ def test_a_reload_tells_what_it_changed(run: Run, service: FakeService) -> None:
     assert json.loads(run("reload", "--json").stdout) == {
         "added": ["new"], "removed": ["old", "old/mlp"], "changed": ["tiny"],
     }  # fmt: skip
+    service.reloaded = [RegistryChange()]
+    assert run("reload").stdout.strip() == "reloaded; the registry offers what it did"  # tokens may have changed
     service.error = InvalidRequest.of("models.a.source", "is required")
     result = run("reload")
     assert result.exit_code == 1
