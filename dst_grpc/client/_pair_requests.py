@@ -76,7 +76,9 @@ def pairs_of(
 
 
 def references_of(prompts: Iterable[PromptLike]) -> tuple[Prompt, ...]:
-    """The prompts of a mean; raises InvalidRequest."""
+    """The prompts of a mean, or one, as text; raises InvalidRequest."""
+    if isinstance(prompts, str):  # its characters would be prompts, too
+        prompts = (prompts,)
     return tuple(prompt_of(one, f"reference[{i}]") for i, one in enumerate(tuple_of("reference", prompts)))
 
 

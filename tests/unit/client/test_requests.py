@@ -17,6 +17,8 @@ from dst_grpc.client import (
     Prompt,
     TensorElementType,
     TensorEncoding,
+    make_circuit_request,
+    make_patch_request,
     make_request,
     scale,
 )
@@ -55,6 +57,13 @@ def test_tokens_of_a_whole_loss_are_several_texts(field: str, tokens: Any) -> No
     """The characters of one text are most often tokens too, so that it would be the loss of these."""
     with pytest.raises(TypeError, match=rf"{field} must be a tuple of texts, as \(' Mary',\), not "):
         LossFnConfig(name=LossFnName.LOGIT_DIFF, **{"target_token_ids": (1,), field: tokens})
+
+
+def test_one_text_is_one_prompt_of_a_mean() -> None:
+    for reference in ("a b", ["a b"]):
+        patching = make_patch_request("a", "c", target=" x", alternative="mean", reference=reference)
+        circuit = make_circuit_request("a", "c", target=" x", alternative="mean", reference=reference)
+        assert patching.reference == circuit.reference == (Prompt(text="a b"),)
 
 
 def test_a_loss_without_targets_names_the_field() -> None:
