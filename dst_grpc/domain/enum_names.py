@@ -23,6 +23,12 @@ def _prefix(members: type[Enum]) -> str:
     return f"{_WORD_STARTS.sub('_', members.__name__).upper()}_"
 
 
+def check_member(field: str, value: object, enum: type[Enum]) -> None:
+    """Raise TypeError unless *value* is a member of *enum*: a member's text is none, whose facts would be missed."""
+    if not isinstance(value, enum):
+        raise TypeError(f"{field} must be a member of {enum.__name__}, not {value!r}")
+
+
 def json_names(members: Iterable[Enum]) -> str:
     """The names of *members* as alternatives: "A, B or C"."""
     names = list(map(json_name, members))

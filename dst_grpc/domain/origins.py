@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dst_grpc.domain.actions import UNCHANGED, check_vectors
 from dst_grpc.domain.components import LossFnName, PassType
 from dst_grpc.domain.directions import DifferenceOfMeans, Direction, check_run_name
-from dst_grpc.domain.enum_names import json_name
+from dst_grpc.domain.enum_names import check_member, json_name
 from dst_grpc.domain.indices import check_token_ids
 from dst_grpc.domain.selections import PositionRange, TapSelection
 from dst_grpc.domain.texts import check_texts
@@ -81,9 +81,10 @@ class LossFnConfig:
 
     def __post_init__(self) -> None:
         """Check rule 32 as far as no tokenizer is needed; raises InvalidRequest with all that is wrong, and TypeError
-        for tokens that are not several texts."""
+        for a name that is no member, and tokens that are not several texts."""
         problems = Violations()
         name = self.name
+        check_member("name", name, LossFnName)
         if name.needs_targets:
             problems.check(
                 bool(self.target_tokens or self.target_token_ids),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dst_grpc.domain.components import PassType
-from dst_grpc.domain.enum_names import json_name
+from dst_grpc.domain.enum_names import check_member, json_name
 from dst_grpc.domain.indices import MAX_INDEX, check_number
 from dst_grpc.domain.locations import ActivationLocationType
 from dst_grpc.errors import Violations
@@ -72,9 +72,11 @@ class TapSelection:
     """The value, or the gradient that flows on upstream."""
 
     def __post_init__(self) -> None:
-        """Check what needs no model; raises InvalidRequest with all that is wrong."""
+        """Check what needs no model; raises InvalidRequest with all that is wrong, and TypeError for a tap that is no
+        member."""
         problems = Violations()
         location = self.activation_location_type
+        check_member("activation_location_type", location, ActivationLocationType)
         rank = len(location.dimensions)
         problems.check(
             len(self.axes) <= rank, "axes", f"has {len(self.axes)} entries, but {json_name(location)} has {rank} axes"

@@ -21,7 +21,9 @@ def check_texts(problems: Violations, field: str, texts: Any) -> None:
 
 
 def check_text(problems: Violations, field: str, text: str) -> None:
-    """Note it if *text* cannot be encoded as UTF-8."""
+    """Note it if *text* cannot be encoded as UTF-8; raises TypeError if it is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"{field} must be a text, not {text!r}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from dst_grpc.client import (
     make_request,
     scale,
 )
+from dst_grpc.domain.selections import TapSelection
 from dst_grpc.errors import InvalidRequest
 
 
@@ -64,6 +67,22 @@ def test_one_text_is_one_prompt_of_a_mean() -> None:
         patching = make_patch_request("a", "c", target=" x", alternative="mean", reference=reference)
         circuit = make_circuit_request("a", "c", target=" x", alternative="mean", reference=reference)
         assert patching.reference == circuit.reference == (Prompt(text="a b"),)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LossFnConfig(name=cast("Any", "entropy")), "name must be a member of LossFnName, not 'entropy'"),
+        (
+            lambda: TapSelection(activation_location_type=cast("Any", "resid_post_mlp")),
+            "activation_location_type must be a member of ActivationLocationType, not 'resid_post_mlp'",
+        ),
+        (lambda: Prompt(text=cast("Any", 5)), "text must be a text, not 5"),
+    ],
+)
+def test_a_value_of_another_type_is_told(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()
 
 
 def test_a_loss_without_targets_names_the_field() -> None:
