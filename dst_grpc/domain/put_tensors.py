@@ -35,7 +35,8 @@ class TensorDescription:
         if not self.element_type.is_float:
             floats = json_names(each for each in TensorElementType if each.is_float)
             problems.add("element_type", f"must be {floats}, not {json_name(self.element_type)}")
-        problems.check(len(self.sizes) <= MAX_AXES, "sizes", f"must be at most {MAX_AXES}, not {len(self.sizes)}")
+        axes = len(self.sizes)
+        problems.check(axes <= MAX_AXES, "sizes", f"has {axes} entries, but a tensor has at most {MAX_AXES} axes")
         for i, size in enumerate(self.sizes):
             problems.check(0 < size <= MAX_ELEMENTS, f"sizes[{i}]", f"must be between 1 and {MAX_ELEMENTS}, not {size}")
         if not problems.count:

@@ -86,7 +86,7 @@ def corrupt(path: Path, problem: str) -> CorruptFile:
 
 def changed(path: Path) -> CorruptFile:
     """The error for a file that is no longer the one that was checked."""
-    problem = "changed since it was checked; ask again, or reload the registry, to use the new file"
+    problem = "changed since it was checked; reload the registry to use the new file, or ask again if a path names it"
     return CorruptFile(path, problem, reason=Reason.DIGEST_MISMATCH)
 
 

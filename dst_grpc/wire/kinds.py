@@ -121,7 +121,7 @@ def array(*dimensions: Dimension) -> Kind:
             problems.add("axes", f"must run over {', then '.join(dimensions)}")
         expected = element_type.byte_width * math.prod(shape)
         if len(shape) > MAX_AXES:
-            problems.add("axes", f"must be at most {MAX_AXES}, not {len(shape)}")
+            problems.add("axes", f"has {len(shape)} entries, but a tensor has at most {MAX_AXES} axes")
         elif len(message.data) != expected:
             problems.add("data", f"has {len(message.data)} bytes, but the axes make it {expected}")
         elif is_beyond_any(shape):
