@@ -515,9 +515,9 @@ def fake_server(credentials: grpc.ServerCredentials | None = None) -> Iterator[F
         await server.start()
         return server
 
-    server = loop.run(start())
+    server = loop.run(start)
     try:
         yield service
     finally:
-        loop.run(server.stop(None))
+        loop.run(server.stop, None)
         loop.close()

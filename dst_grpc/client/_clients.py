@@ -177,7 +177,7 @@ class Client(Blocking[AsyncClient]):
     def close(self) -> None:
         """Cancel running calls, close the connection and end the thread. Closing twice is harmless."""
         if not self._loop.is_closed:
-            self._loop.run(self._client.close())
+            self._loop.run(self._client.close)
             self._loop.close()
 
     def __enter__(self) -> Self:

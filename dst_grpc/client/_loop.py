@@ -11,6 +11,8 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from dst_grpc.client._forks import check_same_process
@@ -41,21 +43,36 @@ class BackgroundLoop:
         """Whether `close` was called, or the thread is that of a parent process."""
         return self._loop.is_closed() or os.getpid() != self._pid
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run *coroutine* and wait for it; interrupting the wait cancels it.
+    def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call *function* on the loop and wait for what it returns; interrupting the wait cancels it.
+
+        It is called there, because an interrupt may come anywhere here: a coroutine that was made, and not handed over
+        yet, would never be awaited.
 
         Raises:
             RuntimeError: If the loop is closed, or the process is a child of the one that it runs in.
         """
         if self.is_closed:
-            coroutine.close()
             check_same_process(self._pid)
             raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        result: Future[T] = Future()
+        tasks: list[asyncio.Task[None]] = []
+
+        def start() -> None:
+            if not result.cancelled():
+                tasks.append(self._loop.create_task(_tell(result, function, *args, **kwargs)))
+
+        def cancel() -> None:
+            for task in tasks:
+                task.cancel()
+
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(start)
+            return result.result()
         except BaseException:
-            future.cancel()
+            if not result.done():  # the wait was interrupted
+                result.cancel()
+                self._loop.call_soon_threadsafe(cancel)
             raise
 
     def iterate(self, source: AsyncGenerator[T]) -> Generator[T]:
@@ -63,7 +80,7 @@ class BackgroundLoop:
         pulling: list[asyncio.Task[Any]] = []
         self._iterated[source] = pulling
         try:
-            while (item := self.run(_next(source, pulling))) is not _END:
+            while (item := self.run(_next, source, pulling)) is not _END:
                 yield item  # type: ignore[misc]  # mypy does not see that only _END is no T
         finally:
             self._iterated.pop(source, None)
@@ -72,12 +89,11 @@ class BackgroundLoop:
     def _finish(self, source: AsyncGenerator[T], pulling: list[asyncio.Task[Any]]) -> None:
         if self.is_closed:
             return
-        closing = _finish(source, pulling)
         if threading.current_thread() is self._thread:
             # The garbage collector runs on this very thread, which cannot wait for itself.
-            self._loop.create_task(closing)
+            self._loop.create_task(_finish(source, pulling))
         else:
-            self.run(closing)
+            self.run(_finish, source, pulling)
 
     def close(self) -> None:
         """Cancel running coroutines and end the thread. Closing twice is harmless."""
@@ -107,6 +123,23 @@ async def from_thread(items: Iterable[T]) -> AsyncGenerator[T]:
     iterator = iter(items)
     while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
         yield item  # type: ignore[misc]  # as above
+
+
+async def _tell(
+    result: Future[T], function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """Call *function*, and put what it returns or raises into *result*."""
+    try:
+        returned = await function(*args, **kwargs)
+    except asyncio.CancelledError:
+        result.cancel()
+        raise
+    except BaseException as error:  # noqa: BLE001  it is for whoever waits for the result
+        with suppress(InvalidStateError):  # unless nobody does any more
+            result.set_exception(error)
+    else:
+        with suppress(InvalidStateError):
+            result.set_result(returned)
 
 
 async def _next(source: AsyncIterator[T], pulling: list[asyncio.Task[Any]]) -> T | object:
@@ -151,7 +184,7 @@ def blocking(
     """The blocking form of an async method, with its signature and its docstring."""
 
     def call(self: Blocking[AsyncT], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._loop.run(method(self._client, *args, **kwargs))
+        return self._loop.run(method, self._client, *args, **kwargs)
 
     functools.update_wrapper(call, method)
     return call

@@ -10,11 +10,13 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from dst_grpc._gen.dst.v1 import inference_pb2
-from dst_grpc.client import Client
+from dst_grpc.client import Client, _loop
 from dst_grpc.client._loop import BackgroundLoop
 from dst_grpc.domain.requests import DeriveRequest
 from tests.fake_service import FakeService
@@ -97,12 +99,60 @@ def test_a_forgotten_iterator_ends_its_call(client: Client, service: FakeService
     assert len(client.models()) == 3
 
 
+def test_an_interrupt_anywhere_leaves_nothing_behind() -> None:
+    """Not even a warning of a coroutine that was never awaited: warnings are errors here."""
+    loop, place = BackgroundLoop(), 0
+    while _is_interrupted(loop, place):
+        gc.collect()
+        place += 1
+    assert place > 5
+    assert loop.run(_two) == 2
+    assert loop.run(_tasks) == 1
+    loop.close()
+
+
+def _is_interrupted(loop: BackgroundLoop, place: int) -> bool:
+    """Run something on *loop*, interrupted at the line of its module that is reached after *place* others; whether
+    there is such a line."""
+    left = place
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != _loop.__file__:
+            return None
+        if event != "return":
+            left -= 1
+        if left < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return loop.run(_two) != 2
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+
+
+async def _two() -> int:
+    return 2
+
+
+async def _tasks() -> int:
+    """How many run, with this one; those that were cancelled have ended first."""
+    await asyncio.sleep(0)
+    return len(asyncio.all_tasks())
+
+
 def test_a_closed_loop_runs_nothing() -> None:
     loop = BackgroundLoop()
     loop.close()
     loop.close()
     with pytest.raises(RuntimeError, match="closed"):
-        loop.run(_nothing())
+        loop.run(_nothing)
 
 
 async def _nothing() -> None: ...
