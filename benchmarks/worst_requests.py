@@ -10,14 +10,10 @@ from google.protobuf.descriptor import FieldDescriptor
 from dst_grpc._gen.dst.v1 import (
     attribute_pb2,
     catalog_service_pb2,
-    causal_service_pb2,
     circuit_pb2,
     component_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
     derived_scalar_type_pb2,
     explain_pb2,
-    graph_service_pb2,
     inference_pb2,
     patch_pb2,
     resolution_pb2,
@@ -25,6 +21,7 @@ from dst_grpc._gen.dst.v1 import (
 )
 from dst_grpc.wire.limits import MAX_ENTRIES, MAX_LONG_TEXT_BYTES
 from dst_grpc.wire.messages import MESSAGES
+from tests.services import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,14 +31,6 @@ if TYPE_CHECKING:
 
 MAX_BYTES = (4 << 20) - 1024
 """Most bytes of a message, less what surrounds it."""
-_SERVICES = (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    tensor_service_pb2,
-)
 _OPERATORS_OWN = {"LoadContext", "UnloadContext", "UnpinContext", "WatchContexts", "ReloadRegistry"}
 _TAP = component_pb2.ACTIVATION_LOCATION_TYPE_MLP_POST_ACT
 
@@ -77,9 +66,8 @@ def worst_requests() -> Iterator[WorstRequest]:
 
 def methods() -> Iterator[MethodDescriptor]:
     """The methods of our services that do not change what is served."""
-    for file in _SERVICES:
-        for service in file.DESCRIPTOR.services_by_name.values():
-            yield from (method for method in service.methods if method.name not in _OPERATORS_OWN)
+    for service in SERVICES:
+        yield from (method for method in service.methods if method.name not in _OPERATORS_OWN)
 
 
 def _filled(descriptor: Descriptor) -> Iterator[tuple[str, Message]]:

@@ -9,31 +9,12 @@ import subprocess
 
 import pytest
 
-from dst_grpc._gen.dst.v1 import (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    tensor_service_pb2,
-)
 from dst_grpc.client._channel import SERVICE_CONFIG
 from tests.polyglot.toolchains import CLIENTS, NEEDS
 from tests.processes import group
+from tests.services import SERVICES
 
 ROOT = CLIENTS.parents[1]
-SERVICES = [
-    service.full_name
-    for module in (
-        catalog_service_pb2,
-        causal_service_pb2,
-        context_service_pb2,
-        derived_scalar_service_pb2,
-        graph_service_pb2,
-        tensor_service_pb2,
-    )
-    for service in module.DESCRIPTOR.services_by_name.values()
-]
 
 
 def installed(text: str) -> set[str]:
@@ -70,7 +51,10 @@ def test_every_example_client_is_built_and_documented() -> None:
 
 def test_the_service_config_retries_every_service() -> None:
     (method_config,) = json.loads(SERVICE_CONFIG)["methodConfig"]
-    assert {name["service"] for name in method_config["name"]} == {*SERVICES, "grpc.health.v1.Health"}
+    assert {name["service"] for name in method_config["name"]} == {
+        "grpc.health.v1.Health",
+        *(one.full_name for one in SERVICES),
+    }
     assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
     assert "maxRequestMessageBytes" not in method_config  # that is for the server to say
 

@@ -20,15 +20,7 @@ from google.rpc import status_pb2
 
 from benchmarks import explain as explain_benchmark
 from benchmarks import serving, subjects
-from dst_grpc._gen.dst.v1 import (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    inference_pb2,
-    tensor_service_pb2,
-)
+from dst_grpc._gen.dst.v1 import inference_pb2
 from dst_grpc.causal.graph import Graph
 from dst_grpc.client import (
     AttributedNode,
@@ -59,16 +51,9 @@ from dst_grpc.wire.limits import MAX_ENTRIES, MAX_FIELDS, MAX_LONG_TEXT_BYTES, M
 from tests.parity.cases import CASES, load_case
 from tests.parity.explain_cases import EXPLAIN_CASES, load_explain_case
 from tests.polyglot.requests import Requests
+from tests.services import SERVICES
 
 ROOT = Path(__file__).parents[2]
-SERVICES = (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    tensor_service_pb2,
-)
 
 
 def fields_of(descriptor: Any, seen: set[str]) -> Iterator[Any]:
@@ -85,12 +70,7 @@ def fields_of(descriptor: Any, seen: set[str]) -> Iterator[Any]:
 def fields_of_requests() -> dict[str, Any]:
     """The fields of all requests, by full name."""
     seen: set[str] = set()
-    methods = [
-        method
-        for file in SERVICES
-        for service in file.DESCRIPTOR.services_by_name.values()
-        for method in service.methods
-    ]
+    methods = [method for service in SERVICES for method in service.methods]
     return {field.full_name: field for method in methods for field in fields_of(method.input_type, seen)}
 
 

@@ -15,17 +15,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from dst_grpc._gen.dst.v1 import (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    tensor_service_pb2,
-)
 from dst_grpc.wire.errors import CODE_OF_ERROR
 from scripts.guide.__main__ import GUIDES, check
 from scripts.guide.blocks import commands_of, printed_by, printed_by_command
+from tests.services import SERVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,18 +72,10 @@ def test_a_command_works(command: str, address: str) -> None:
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    for module in (
-        derived_scalar_service_pb2,
-        causal_service_pb2,
-        graph_service_pb2,
-        catalog_service_pb2,
-        context_service_pb2,
-        tensor_service_pb2,
-    ):
-        for service in module.DESCRIPTOR.services_by_name.values():
-            assert f"| `{service.name}` |" in README
-            for method in service.methods:
-                assert f"`{method.name}`" in README
+    for service in SERVICES:
+        assert f"| `{service.name}` |" in README
+        for method in service.methods:
+            assert f"`{method.name}`" in README
 
 
 def test_every_error_is_in_the_table() -> None:

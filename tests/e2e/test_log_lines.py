@@ -11,42 +11,22 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from dst_grpc._gen.dst.v1 import (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    derived_scalar_type_pb2,
-    graph_service_pb2,
-    inference_pb2,
-    tensor_service_pb2,
-)
+from dst_grpc._gen.dst.v1 import derived_scalar_type_pb2, inference_pb2
 from dst_grpc._gen.dst.v1.derived_scalar_service_pb2_grpc import DerivedScalarServiceStub
 from dst_grpc.client import Client, make_request
 from dst_grpc.errors import DstError
 from tests.e2e.conftest import CALL_SECONDS, environment_with, ready_address, stopped
+from tests.services import SERVICES
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-00")
 SECRET = "Xyzzy"
 PROMPT = f"When {SECRET} and John went to the store, John gave a drink to"
 OTHER = f"When {SECRET} and Mary went to the store, Mary gave a drink to"
-SERVICES: Sequence[ServiceDescriptor] = [
-    service
-    for module in (
-        catalog_service_pb2,
-        causal_service_pb2,
-        context_service_pb2,
-        derived_scalar_service_pb2,
-        graph_service_pb2,
-        tensor_service_pb2,
-    )
-    for service in module.DESCRIPTOR.services_by_name.values()
-]
 OF_NO_ONE_MODEL = {
     *("GetServerInfo", "ListModels", "ListAutoencoders", "ListDerivedScalarTypes", "ListGraphs", "ListContexts"),
     *("DeriveStream", "ResolveStream", "PutTensor"),

@@ -14,14 +14,11 @@ from google.protobuf.message import Message
 from dst_grpc._gen.dst.v1 import (
     attribute_pb2,
     catalog_service_pb2,
-    causal_service_pb2,
     circuit_pb2,
     context_service_pb2,
-    derived_scalar_service_pb2,
     explain_pb2,
     graph_pb2,
     graph_probe_pb2,
-    graph_service_pb2,
     inference_pb2,
     patch_pb2,
     resolution_pb2,
@@ -69,20 +66,13 @@ from tests.fake_graphs import KEPT, header_of
 from tests.fake_parts import FakeParts, FakeRegistry, context_status, resolution, tensor
 from tests.fake_runs import MODEL_HANDLE, SUMMARY
 from tests.random_graphs import random_graph
+from tests.services import SERVICES
 
 LIMIT = 1 << 20
 N_TOKENS = 150_000
 N_TENSORS = 4000
 N_NODES = 5000
 N_GROUPS = 64
-DESCRIPTORS = (
-    catalog_service_pb2,
-    causal_service_pb2,
-    context_service_pb2,
-    derived_scalar_service_pb2,
-    graph_service_pb2,
-    tensor_service_pb2,
-)
 Asked = Callable[[Rig], Awaitable[Sequence[Message]]]
 
 
@@ -241,12 +231,7 @@ REQUESTS: Mapping[str, Any] = {
     "PutTensor": list(put_messages()),
     "DeleteTensor": tensor_service_pb2.DeleteTensorRequest(handle="x"),
 }
-METHODS = {
-    method.name: method
-    for file in DESCRIPTORS
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
+METHODS = {method.name: method for service in SERVICES for method in service.methods}
 
 
 ENDS = {"DeleteTensor": grpc.StatusCode.NOT_FOUND, "WatchContexts": grpc.StatusCode.CANCELLED}
