@@ -10,6 +10,8 @@ import io
 import os
 import sys
 
+from dst_grpc.cli._encoding import has_every_character
+
 __all__ = ["main"]
 
 _NEEDED = {"typer", "rich", "click"}
@@ -43,5 +45,5 @@ def main() -> None:
 
 def _escape_what_is_not_in_the_encoding() -> None:
     """Have stdout escape characters that its encoding lacks, as stderr does, where that is not UTF."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+    if isinstance(sys.stdout, io.TextIOWrapper) and not has_every_character(sys.stdout.encoding):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -14,7 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, needs_ascii
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, print_json_line
 from dst_grpc.cli._facts import decimals_for, number_text
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import CleanArgument, CorruptArgument, NoisingOption, PairsOption, check_asked, read_pairs
@@ -149,7 +147,7 @@ def attribute(
     with asking(server, lambda _: work) as (client, show):
         answer = client.attribute_request(request, on_progress=show, timeout=timeout)
     if as_json:
-        typer.echo(json.dumps(_document(answer), ensure_ascii=needs_ascii(sys.stdout)))
+        print_json_line(_document(answer))
     else:
         out = console()
         for picture in score_pictures(request, answer, Paper.of(out), top=top):

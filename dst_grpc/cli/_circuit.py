@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +11,7 @@ from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
 from dst_grpc.cli._circuit_page import CARRIED, circuit_page
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, needs_ascii
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, print_json_line
 from dst_grpc.cli._files import check_page, read_json, write_text
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -158,7 +156,7 @@ def circuit(
     with asking(server, lambda news: STAGES[news.stage]) as (client, show):
         answer = client.circuit_request(request, on_progress=show, timeout=timeout)
     if as_json:
-        typer.echo(json.dumps(mib_json(answer), ensure_ascii=needs_ascii(sys.stdout)))
+        print_json_line(mib_json(answer))
     elif html is not None:
         write_text(html, circuit_page(request, answer), "--html")
         typer.echo(f"{html} is written")

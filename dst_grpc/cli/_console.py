@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.text import Text
 
+from dst_grpc.cli._encoding import has_every_character
 from dst_grpc.cli._option_names import in_options, options_of
 from dst_grpc.client import DEFAULT_TARGET, Client, Tls
 from dst_grpc.errors import (
@@ -58,14 +59,19 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
-def needs_ascii(stream: TextIO) -> bool:
-    """Whether JSON that goes to *stream* must escape what is not ASCII: its encoding does not have every character."""
-    return not stream.encoding.lower().startswith("utf")
-
-
 def print_json(value: Any) -> None:
     """Print *value* as JSON, indented; NaN and infinities as protobuf writes them."""
-    typer.echo(json.dumps(_json_value(value), indent=2, ensure_ascii=needs_ascii(sys.stdout), allow_nan=False))
+    typer.echo(json.dumps(_json_value(value), indent=2, ensure_ascii=needs_ascii(), allow_nan=False))
+
+
+def print_json_line(value: Any, *, stderr: bool = False) -> None:
+    """Print *value*, which is ready to be JSON, in one line."""
+    typer.echo(json.dumps(value, ensure_ascii=needs_ascii(stderr=stderr)), err=stderr)
+
+
+def needs_ascii(*, stderr: bool = False) -> bool:
+    """Whether JSON must escape what is not ASCII: the output's encoding does not have every character."""
+    return not has_every_character((sys.stderr if stderr else sys.stdout).encoding)
 
 
 def _json_value(value: Any) -> Any:
@@ -115,7 +121,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except DstError as error:
             named = in_options(error, options_of(command, values))
             if values.get("as_json"):
-                typer.echo(json.dumps({"error": error_facts(named)}, ensure_ascii=needs_ascii(sys.stderr)), err=True)
+                print_json_line({"error": error_facts(named)}, stderr=True)
             else:
                 print_error(named)
             raise typer.Exit(1) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +180,7 @@ def explain(
         if as_json:
             for part in client.explain_parts(request, timeout=timeout):
                 frame = part_to_wire(ExplainFrame, part)
-                typer.echo(MessageToJson(frame, indent=None, ensure_ascii=needs_ascii(sys.stdout)))
+                typer.echo(MessageToJson(frame, indent=None, ensure_ascii=needs_ascii()))
             return
         with progress_bar() as bar:
             bar.add_task("explaining", total=None)  # an answer does not tell how much of it is done

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dst_grpc.cli import _arguments as arguments
-from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, needs_ascii
+from dst_grpc.cli._console import ModelOption, ServerOption, TimeoutOption, console, print_json_line
 from dst_grpc.cli._heat_maps import SITES, Heat, heat_tables, sites_of
 from dst_grpc.cli._pairs import (
     AlternativeOption,
@@ -113,7 +111,7 @@ def patch(
     with asking(server, lambda _: Work("patching", "run")) as (client, show):
         answer = client.patch_request(request, on_progress=show, timeout=timeout)
     if as_json:
-        typer.echo(json.dumps(_document(answer), ensure_ascii=needs_ascii(sys.stdout)))
+        print_json_line(_document(answer))
     else:
         out = console()
         for picture in heat_maps(request, answer, Paper.of(out)):

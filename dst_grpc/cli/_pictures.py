@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dst_grpc.cli._encoding import has_every_character
 from dst_grpc.cli._facts import (
     EFFECTS,
     NodeRow,
@@ -60,7 +61,7 @@ class Paper:
     @classmethod
     def of(cls, out: Console) -> Paper:
         """The output of a console."""
-        plain = not out.is_terminal or out.is_dumb_terminal or not out.encoding.lower().startswith("utf")
+        plain = not out.is_terminal or out.is_dumb_terminal or not has_every_character(out.encoding)
         return cls(out.width, plain)
 
     def bar(self, value: float, largest: float, columns: int) -> str:
