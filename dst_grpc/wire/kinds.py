@@ -11,10 +11,11 @@ import numpy as np
 from dst_grpc.domain.components import Dimension, LossFnName, NodeType, TensorElementType
 from dst_grpc.domain.enum_names import json_name, json_names
 from dst_grpc.domain.locations import ActivationLocationType
+from dst_grpc.domain.put_tensors import MAX_AXES
 from dst_grpc.wire.durations import duration_to_wire, is_valid_duration, seconds_from_wire, time_from_wire, time_to_wire
 from dst_grpc.wire.enums import enum_codec
 from dst_grpc.wire.errors import error_from_status, error_to_status
-from dst_grpc.wire.tensors import MAX_AXES, Array, is_beyond_any, stored_as, widened
+from dst_grpc.wire.tensors import Array, is_beyond_any, stored_as, widened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dst_grpc.domain.components import TensorElementType
+from dst_grpc.domain.put_tensors import MAX_AXES
 from dst_grpc.domain.results import DenseTensor, SparseTensor, TensorInfo, TensorRows
 from dst_grpc.errors import DataLoss, Internal, Reason
 
@@ -28,8 +29,6 @@ _STORED_AS: dict[TensorElementType, np.dtype[Any]] = {
     TensorElementType.BOOL: np.dtype("?"),
 }
 _COORDINATES = np.dtype("<u4")
-MAX_AXES = 16
-"""More axes than any derived scalar has."""
 _MAX_ELEMENTS = 2**59
 """More elements than any tensor has, dense or sparse, so that arithmetic on positions and bytes cannot overflow."""
 
