@@ -17,6 +17,7 @@ from dst_grpc import __version__
 from dst_grpc.client._forks import check_may_open, check_same_process, note_open
 from dst_grpc.client._routing import ROUTING_KEY, route_of
 from dst_grpc.client._unreachable import host_and_port, is_this_machine
+from dst_grpc.domain.texts import check_text
 from dst_grpc.errors import Violations
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -85,8 +86,9 @@ class Connection:
     """The process that calls may be made in."""
 
     def __post_init__(self) -> None:
-        """Refuse an invalid target or token; raises InvalidRequest."""
+        """Refuse an invalid target or token; raises InvalidRequest, and TypeError for a target that is no text."""
         problems = Violations()
+        check_text(problems, "target", self.target)
         problems.check(bool(self.target), "target", "must not be empty; give HOST:PORT")
         for scheme, besides in _SCHEMES.items():
             problems.check(not self.target.startswith(scheme), "target", f"give HOST:PORT without {scheme}{besides}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -29,6 +30,11 @@ def test_a_token_is_not_shown() -> None:
     with pytest.raises(InvalidRequest) as raised:
         AsyncClient(token="s3cret with spaces")
     assert "s3cret" not in raised.value.message
+
+
+def test_a_target_that_is_no_text_is_told() -> None:
+    with pytest.raises(TypeError, match="target must be a text, not 50051"):
+        Client(cast("Any", 50051))
 
 
 @pytest.mark.parametrize("target", ["", "http://127.0.0.1:50051", "https://x"])
